@@ -1,0 +1,184 @@
+"""Exit criteria: which words are certain enough to leave at a layer."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import Errors
+
+
+class Words(Protocol):
+    """What a criterion sees of the words that are still in the batch.
+
+    word_unit (Tensor): The unit (from 0) of each word, non-decreasing, shape (n_words,).
+    n_units (int): Units still in the batch.
+    """
+
+    word_unit: Tensor
+    n_units: int
+
+
+class ExitCriterion(Protocol):
+    """Decides at every layer but the last, where everything leaves."""
+
+    def checks(self, layer: int) -> bool:
+        """Whether anything can leave at this layer (from 1). If not, its off-ramp is not run."""
+
+    def __call__(self, layer: int, uncertainty: Tensor, words: Words) -> Tensor:
+        """layer (int): The layer, from 1.
+        uncertainty (Tensor): Of every word in the batch, exited ones too, shape (n_words,).
+        words (Words): Where the words lie.
+        RETURNS (Tensor): True where a word may leave, shape (n_words,), bool.
+        """
+
+    def to_config(self) -> dict[str, Any]:
+        """RETURNS (Dict[str, Any]): The block that `exit` takes in a config."""
+
+    def validate(self, n_layers: int) -> None:
+        """RAISES (ValueError): If the criterion does not fit an encoder of n_layers."""
+
+
+def window_max(uncertainty: Tensor, words: Words, window: int) -> Tensor:
+    """The largest uncertainty among a word and its neighbours in the same unit.
+
+    max {u_i : |i - j| <= k} (paper section 3.3). The words of all units lie in one row with gaps
+    of k words between units that hold -inf, so that a window never sees the next unit.
+
+    uncertainty (Tensor): shape (n_words,).
+    words (Words): Where the words lie.
+    window (int): k, the neighbours on each side.
+    RETURNS (Tensor): shape (n_words,).
+    """
+    if window == 0 or len(uncertainty) == 0:
+        return uncertainty
+    at = torch.arange(len(uncertainty), device=uncertainty.device) + words.word_unit * window
+    row = uncertainty.new_full((len(uncertainty) + words.n_units * window,), float("-inf"))
+    row[at] = uncertainty
+    pooled = F.max_pool1d(row[None, None], 2 * window + 1, stride=1, padding=window)
+    return pooled[0, 0, at]
+
+
+def unit_max(uncertainty: Tensor, words: Words) -> Tensor:
+    """The largest uncertainty of each word's unit, shape (n_words,) (paper section 3.2)."""
+    worst = uncertainty.new_zeros(words.n_units)
+    worst = worst.scatter_reduce(0, words.word_unit, uncertainty, "amax", include_self=False)
+    return worst[words.word_unit]
+
+
+class _Threshold:
+    """One threshold, or one per layer; 0 lets nothing leave."""
+
+    def __init__(self, threshold: float | Sequence[float]):
+        self.threshold = threshold
+
+    def at(self, layer: int) -> float:
+        if isinstance(self.threshold, Sequence):
+            return self.threshold[layer - 1]
+        return self.threshold
+
+    def checks(self, layer: int) -> bool:
+        return self.at(layer) > 0
+
+    def validate(self, n_layers: int) -> None:
+        if isinstance(self.threshold, Sequence) and len(self.threshold) != n_layers:
+            raise ValueError(Errors.E007.format(n_given=len(self.threshold), n_layers=n_layers))
+
+
+class TokenExit(_Threshold):
+    """TOKEE: a word leaves when it and its neighbours are certain (paper section 3.3).
+
+    threshold (Union[float, List[float]]): δ, for all layers or per layer.
+    window (int): k, how many neighbours on each side have to be certain too.
+    """
+
+    def __init__(self, threshold: float | Sequence[float], window: int):
+        super().__init__(threshold)
+        self.window = window
+
+    def __call__(self, layer: int, uncertainty: Tensor, words: Words) -> Tensor:
+        return window_max(uncertainty, words, self.window) < self.at(layer)
+
+    def to_config(self) -> dict[str, Any]:
+        return {
+            "@misc": "spacy-earlyexit.TokenExit.v1",
+            "threshold": self.threshold,
+            "window": self.window,
+        }
+
+
+class SentenceExit(_Threshold):
+    """SENTEE: a unit leaves as a whole when all its words are certain (paper section 3.2).
+
+    threshold (Union[float, List[float]]): δ, for all layers or per layer.
+    """
+
+    def __call__(self, layer: int, uncertainty: Tensor, words: Words) -> Tensor:
+        return unit_max(uncertainty, words) < self.at(layer)
+
+    def to_config(self) -> dict[str, Any]:
+        return {"@misc": "spacy-earlyexit.SentenceExit.v1", "threshold": self.threshold}
+
+
+class FixedExit:
+    """Everything leaves at one layer, certain or not.
+
+    layer (int): The layer, from 1.
+    """
+
+    def __init__(self, layer: int):
+        self.layer = layer
+
+    def checks(self, layer: int) -> bool:
+        return layer == self.layer
+
+    def __call__(self, layer: int, uncertainty: Tensor, words: Words) -> Tensor:
+        return torch.ones_like(uncertainty, dtype=torch.bool)
+
+    def to_config(self) -> dict[str, Any]:
+        return {"@misc": "spacy-earlyexit.FixedExit.v1", "layer": self.layer}
+
+    def validate(self, n_layers: int) -> None:
+        if not 1 <= self.layer <= n_layers:
+            raise ValueError(Errors.E008.format(n_layers=n_layers, layer=self.layer))
+
+
+def make_token_exit(threshold: float | list[float], window: int) -> TokenExit:
+    """Registered as spacy-earlyexit.TokenExit.v1.
+
+    RAISES (ValueError): If a threshold is outside [0, 1] or the window is negative.
+    """
+    _check_threshold(threshold)
+    if isinstance(window, bool) or not isinstance(window, int) or window < 0:
+        raise ValueError(Errors.E006.format(value=window))
+    return TokenExit(threshold, window)
+
+
+def make_sentence_exit(threshold: float | list[float]) -> SentenceExit:
+    """Registered as spacy-earlyexit.SentenceExit.v1.
+
+    RAISES (ValueError): If a threshold is outside [0, 1].
+    """
+    _check_threshold(threshold)
+    return SentenceExit(threshold)
+
+
+def make_fixed_exit(layer: int) -> FixedExit:
+    """Registered as spacy-earlyexit.FixedExit.v1.
+
+    RAISES (ValueError): If the layer is below 1 (above the encoder's last: when it is used).
+    """
+    if isinstance(layer, bool) or not isinstance(layer, int) or layer < 1:
+        expected = "a whole number, 1 or more"
+        raise ValueError(Errors.E019.format(setting="layer", expected=expected, value=layer))
+    return FixedExit(layer)
+
+
+def _check_threshold(threshold: float | list[float]) -> None:
+    values = threshold if isinstance(threshold, (list, tuple)) else [threshold]
+    for value in values:
+        if isinstance(value, (bool, str)) or not 0 <= value <= 1:
+            what = "normalised entropy: 0 = only full certainty, 1 = no certainty needed"
+            raise ValueError(Errors.E005.format(setting="threshold", what=what, value=value))

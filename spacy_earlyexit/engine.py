@@ -1,0 +1,356 @@
+"""The packed forward pass: gather, halt and copy, drop finished units.
+
+Rows of all units lie one behind the other, without padding, shortest unit first:
+
+```
+rows     | <s> w0 w1 w1 </s> | <s> w2 w3 w4 w4 w5 </s> | …      hidden (n_rows, H)
+unit     |  0   0  0  0   0  |  1   1  1  1  1  1   1  | …      starts (n_units + 1,)
+```
+
+In each layer
+
+1. keys and values are made from all rows, queries from the *active* rows only;
+2. attention runs over groups of units of one length, which are views of the packed rows; only
+   queries are padded, where the units of a group have different numbers of active rows;
+3. output product, feed-forward and norms see the active rows only; the halted rows are copied as
+   they are, and go on serving as keys and values (halt-and-copy);
+4. the off-ramp scores all words of the batch, the criterion says which leave, and their rows halt.
+   Special pieces stay active as long as a word of their unit does;
+5. units without an active word are finished: their rows leave the batch.
+
+Bookkeeping is done on the host in numpy, without a loop over words; the device is asked once per
+layer (which words leave). Training and prediction share this code: everything is differentiable
+but the decision to leave.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .criteria import ExitCriterion
+from .encoders import Encoder, EncoderConfig, EncoderLayer
+from .offramps import OffRamps, uncertainty
+from .pieces import Pieces, ranges
+
+
+class MultiExitModule(nn.Module):
+    """The encoder with its off-ramps."""
+
+    def __init__(self, encoder: Encoder, offramps: OffRamps):
+        super().__init__()
+        self.encoder = encoder
+        self.offramps = offramps
+
+
+@dataclass
+class EngineOutput:
+    """What one batch of units gave, in the order of the batch's words and rows.
+
+    scores (Tensor): Scores of the wanted tasks at each word's exit, shape (n_words, n_classes).
+    exit_layer (ndarray): Layer each word left at, from 1, shape (n_words,).
+    uncertainty (Tensor): Each word's uncertainty at its exit, shape (n_words,).
+    states (Optional[Tensor]): Rows at exit, shape (n_rows, H), if asked for.
+    layer_scores (List[Tuple[int, Tensor, Tensor]]): In training, per layer: its number, the words
+        still in the batch, shape (n,), and their scores, shape (n, n_classes).
+    macs (ndarray): Multiply-accumulates spent per unit, shape (n_units,).
+    """
+
+    scores: Tensor
+    exit_layer: np.ndarray
+    uncertainty: Tensor
+    states: Tensor | None
+    layer_scores: list[tuple[int, Tensor, Tensor]]
+    macs: np.ndarray
+
+
+class Batch:
+    """The units still in the batch: where their rows and words lie. Shrinks as units finish.
+
+    *_id arrays say which row, word or unit of the original batch this was.
+    """
+
+    def __init__(self, pieces: Pieces, units: np.ndarray, device: torch.device):
+        """pieces (Pieces): Packed pieces of many units.
+        units (ndarray): The units of this batch, shortest first.
+        """
+        lengths = np.diff(pieces.unit_starts)[units]
+        rows = ranges(pieces.unit_starts[units], lengths)
+        n_words = np.diff(pieces.word_starts)[units]
+        words = ranges(pieces.word_starts[units], n_words)
+        starts = np.cumsum(lengths) - lengths
+        self.device = device
+        self.pieces_word = words  # index into the pieces' words
+        self.pieces_row = rows
+        self.ids = self.upload(pieces.ids[rows])
+        self.positions = self.upload(np.arange(len(rows)) - np.repeat(starts, lengths))
+        row_unit = np.repeat(np.arange(len(units)), lengths)
+        word_unit = np.repeat(np.arange(len(units)), n_words)
+        row_word = pieces.row_word[rows]
+        first_word = np.cumsum(n_words) - n_words
+        shift = (first_word - pieces.word_starts[units])[row_unit]
+        row_word = np.where(row_word >= 0, row_word + shift, -1)
+        word_shift = (starts - pieces.unit_starts[units])[word_unit]
+        self._set(
+            lengths=lengths,
+            row_word=row_word,
+            word_row=pieces.word_row[words] + word_shift,
+            word_unit=word_unit,
+            row_id=np.arange(len(rows)),
+            word_id=np.arange(len(words)),
+            unit_id=np.arange(len(units)),
+            active=np.ones(len(words), dtype=bool),
+        )
+
+    def _set(
+        self,
+        *,
+        lengths: np.ndarray,
+        row_word: np.ndarray,
+        word_row: np.ndarray,
+        word_unit: np.ndarray,
+        row_id: np.ndarray,
+        word_id: np.ndarray,
+        unit_id: np.ndarray,
+        active: np.ndarray,
+    ) -> None:
+        self.lengths = lengths
+        self.n_units = len(lengths)
+        self.starts = np.concatenate([[0], np.cumsum(lengths)])
+        self.row_word = row_word
+        self.row_id = row_id
+        self.word_id = word_id
+        self.unit_id = unit_id
+        self.word_unit_host = word_unit
+        self.word_unit = self.upload(word_unit)
+        self.word_row_host = word_row
+        self.word_row = self.upload(word_row)
+        self.n_words = np.bincount(word_unit, minlength=self.n_units)
+        self._plan(active)
+
+    def upload(self, index: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(index)).to(self.device)
+
+    def _plan(self, active: np.ndarray) -> None:
+        """Set which words are active, shape (n_words,), and with them rows and groups."""
+        self.active = active
+        row_active = np.ones(len(self.row_word), dtype=bool)
+        is_word = self.row_word >= 0
+        row_active[is_word] = active[self.row_word[is_word]]
+        rows = np.flatnonzero(row_active)
+        row_unit = np.repeat(np.arange(self.n_units), self.lengths)
+        self.n_active = np.bincount(row_unit[rows], minlength=self.n_units)
+        self.active_rows = None if row_active.all() else self.upload(rows)
+        self.groups = list(self._plan_groups())
+
+    def leave(self, leaving: np.ndarray) -> np.ndarray | None:
+        """Halt words, and take units without an active word out of the batch.
+
+        leaving (ndarray): The words that leave, shape (n_words,), bool.
+        RETURNS (Optional[ndarray]): Which rows stay, shape (n_rows,), bool; None if all do.
+        """
+        active = self.active & ~leaving
+        live = np.zeros(self.n_units, dtype=bool)
+        live[self.word_unit_host[active]] = True
+        if live.all():
+            self._plan(active)
+            return None
+        keep_row = np.repeat(live, self.lengths)
+        keep_word = live[self.word_unit_host]
+        new_row = np.cumsum(keep_row) - 1
+        new_word = np.cumsum(keep_word) - 1
+        new_unit = np.cumsum(live) - 1
+        row_word = self.row_word[keep_row]
+        self._set(
+            lengths=self.lengths[live],
+            row_word=np.where(row_word >= 0, new_word[row_word], -1),
+            word_row=new_row[self.word_row_host[keep_word]],
+            word_unit=new_unit[self.word_unit_host[keep_word]],
+            row_id=self.row_id[keep_row],
+            word_id=self.word_id[keep_word],
+            unit_id=self.unit_id[live],
+            active=active[keep_word],
+        )
+        return keep_row
+
+    def _plan_groups(self) -> Iterator["_Group"]:
+        starts = np.concatenate([[0], np.cumsum(self.n_active)])
+        edges = np.flatnonzero(np.diff(self.lengths, prepend=0, append=0))
+        for first, last in itertools.pairwise(edges.tolist()):
+            counts = self.n_active[first:last]
+            yield _Group(starts[first:last] - starts[first], counts, int(self.lengths[first]), self)
+
+
+class _Group:
+    """Attention of a run of units of one length: keys need no padding, queries do where another
+    number of rows is active.
+    """
+
+    def __init__(self, starts: np.ndarray, counts: np.ndarray, length: int, batch: Batch):
+        """starts, counts (ndarray): Where the active rows of each unit lie among the group's, and
+            how many they are, shape (n_units,).
+        length (int): Rows of each unit.
+        """
+        self.n_units, self.length = len(counts), length
+        self.n_queries, self.width = int(counts.sum()), int(counts.max())
+        self.padding: Tensor | None = None
+        if int(counts.min()) < self.width:
+            place = np.arange(self.width)
+            valid = place < counts[:, None]
+            self.padding = batch.upload(np.where(valid, starts[:, None] + place, 0).ravel())
+            self.valid = batch.upload(np.flatnonzero(valid.ravel()))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, n_heads: int, dropout: float) -> Tensor:
+        """q (Tensor): Queries of the group's active rows, shape (n_queries, H).
+        k, v (Tensor): Keys and values of all its rows, shape (n_units * length, H).
+        RETURNS (Tensor): Mixed values, shape (n_queries, H).
+        """
+        if self.padding is not None:
+            q = q.index_select(0, self.padding)
+        mixed = F.scaled_dot_product_attention(
+            q.view(self.n_units, self.width, n_heads, -1).transpose(1, 2),
+            k.view(self.n_units, self.length, n_heads, -1).transpose(1, 2),
+            v.view(self.n_units, self.length, n_heads, -1).transpose(1, 2),
+            dropout_p=dropout,
+        )
+        mixed = mixed.transpose(1, 2).reshape(self.n_units * self.width, -1)
+        return mixed if self.padding is None else mixed.index_select(0, self.valid)
+
+
+def run_layer(
+    layer: EncoderLayer, hidden: Tensor, batch: Batch, n_heads: int, dropout: float
+) -> Tensor:
+    """One layer over the active rows; halted rows are copied.
+
+    hidden (Tensor): Rows that come in, shape (n_rows, H).
+    dropout (float): Dropout on the attention's weights.
+    RETURNS (Tensor): Rows that go out, shape (n_rows, H).
+    """
+    rows = hidden if batch.active_rows is None else hidden.index_select(0, batch.active_rows)
+    query = layer.query(rows)
+    key, value = layer.key_value(hidden).chunk(2, dim=-1)
+    # split, not slices: its backward pass is one concatenation
+    key_rows = [group.n_units * group.length for group in batch.groups]
+    parts = zip(
+        batch.groups,
+        query.split([group.n_queries for group in batch.groups]),
+        key.split(key_rows),
+        value.split(key_rows),
+        strict=True,
+    )
+    mixed = [group.attend(q, k, v, n_heads, dropout) for group, q, k, v in parts]
+    rows = layer.finish(rows, torch.cat(mixed))
+    return rows if batch.active_rows is None else hidden.index_copy(0, batch.active_rows, rows)
+
+
+def layer_macs(config: EncoderConfig, n_active: np.ndarray, n_rows: np.ndarray) -> np.ndarray:
+    """Multiply-accumulates of one layer per unit (method: cost accounting).
+
+    2H²(A+N) [projections] + 2HAN [attention, all heads] + 2HFA [feed-forward]
+
+    config (EncoderConfig): Gives H and F.
+    n_active, n_rows (ndarray): A and N of each unit, shape (n_units,).
+    RETURNS (ndarray): shape (n_units,), float64.
+    """
+    active, rows = n_active.astype(np.float64), n_rows.astype(np.float64)
+    h, f = config.hidden, config.inner
+    return 2 * h * h * (active + rows) + 2 * h * active * rows + 2 * h * f * active
+
+
+def full_depth_macs(
+    config: EncoderConfig, n_rows: np.ndarray, n_words: np.ndarray, n_classes: int
+) -> np.ndarray:
+    """Multiply-accumulates of all layers and the last off-ramp per unit, shape (n_units,)."""
+    layers = config.n_layers * layer_macs(config, n_rows, n_rows)
+    return layers + float(config.hidden * n_classes) * n_words
+
+
+def run(
+    module: MultiExitModule,
+    pieces: Pieces,
+    units: np.ndarray,
+    criterion: ExitCriterion | None,
+    tasks: Sequence[str],
+    *,
+    every_offramp: bool = False,
+    states: bool = False,
+) -> tuple[Batch, EngineOutput]:
+    """Take one batch of units through the layers.
+
+    module (MultiExitModule): Encoder and off-ramps; its train() / eval() mode rules the dropout.
+    pieces (Pieces): Packed pieces.
+    units (ndarray): The units to run, shortest first.
+    criterion (Optional[ExitCriterion]): Who leaves when; None runs everything to the last layer.
+    tasks (Sequence[str]): The tasks that are scored and that rule the exit.
+    every_offramp (bool): Score at every layer, for the joint loss.
+    states (bool): Return the rows at exit.
+    RETURNS (Tuple[Batch, EngineOutput]): The batch, for its indices, and what it gave.
+    """
+    encoder, offramps = module.encoder, module.offramps
+    config = encoder.config
+    slices, columns = offramps.select(tasks)
+    n_classes = sum(part.stop - part.start for part in slices.values())
+    attention_dropout = config.attention_dropout if module.training else 0.0
+
+    batch = Batch(pieces, units, next(module.parameters()).device)
+    n_all_words, n_all_units = len(batch.word_id), batch.n_units
+    hidden = encoder.embed(batch.ids, batch.positions)
+    exit_layer = np.zeros(n_all_words, dtype=np.int64)
+    macs = np.zeros(n_all_units)
+    left: list[tuple[np.ndarray, Tensor, Tensor]] = []  # words, scores and uncertainty at exit
+    halted: list[tuple[np.ndarray, Tensor]] = []  # rows and states of finished units
+    layer_scores: list[tuple[int, Tensor, Tensor]] = []
+
+    for number in itertools.count(1):
+        layer = cast(EncoderLayer, encoder.layers[number - 1])
+        hidden = run_layer(layer, hidden, batch, config.n_heads, attention_dropout)
+        macs[batch.unit_id] += layer_macs(config, batch.n_active, batch.lengths)
+        last = number == config.n_layers
+        deciding = last or (criterion is not None and criterion.checks(number))
+        if not (deciding or every_offramp):
+            continue
+        scores = offramps(number, hidden.index_select(0, batch.word_row), columns)
+        macs[batch.unit_id] += float(config.hidden * n_classes) * batch.n_words
+        if every_offramp:
+            layer_scores.append((number, batch.upload(batch.word_id), scores))
+        if not deciding:
+            continue
+        doubt = uncertainty(scores.detach(), slices)
+        if last or criterion is None:
+            leaving = batch.active
+        else:
+            leaving = batch.active & criterion(number, doubt, batch).cpu().numpy()
+        if not leaving.any():
+            continue
+        who = np.flatnonzero(leaving)
+        at = batch.upload(who)
+        left.append((batch.word_id[who], scores[at], doubt[at]))
+        exit_layer[batch.word_id[who]] = number
+        row_id = batch.row_id
+        keep = batch.leave(leaving)
+        if keep is not None:
+            if states:
+                done = np.flatnonzero(~keep)
+                halted.append((row_id[done], hidden[batch.upload(done)]))
+            if batch.n_units == 0:
+                break
+            hidden = hidden.index_select(0, batch.upload(np.flatnonzero(keep)))
+
+    order = batch.upload(np.argsort(np.concatenate([words for words, _, _ in left])))
+    output = EngineOutput(
+        scores=torch.cat([s for _, s, _ in left])[order],
+        exit_layer=exit_layer,
+        uncertainty=torch.cat([u for _, _, u in left])[order],
+        states=None,
+        layer_scores=layer_scores,
+        macs=macs,
+    )
+    if states:
+        row_order = batch.upload(np.argsort(np.concatenate([rows for rows, _ in halted])))
+        output.states = torch.cat([rows for _, rows in halted])[row_order]
+    return batch, output

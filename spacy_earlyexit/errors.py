@@ -1,0 +1,89 @@
+"""Messages for people: what was found, what was expected, which setting mends it."""
+
+
+class Errors:
+    E001 = (
+        "Can't find the encoder '{name}': no such folder, and it could not be fetched from the "
+        "Hugging Face hub ({error}). Set `name` in [components.{component}.model] to a folder with "
+        "config.json, tokenizer.json and the weights, or to a hub name with a network connection."
+    )
+    E002 = (
+        "The encoder '{name}' is of the family '{family}', which is not supported. "
+        "Supported families: {supported}. Change `name` in [components.transformer.model]."
+    )
+    E003 = (
+        "The tokenizer of '{name}' has no fast (tokenizers library) version, which is needed to "
+        "align pieces with words. Choose an encoder with a tokenizer.json."
+    )
+    E004 = (
+        "The multi-exit transformer has no weights yet. Call nlp.initialize() to load the encoder "
+        "'{name}', or load a trained pipeline with spacy.load()."
+    )
+    E005 = "`{setting}` has to be in [0, 1] ({what}), but is {value}."
+    E006 = "`window` has to be a whole number of words >= 0, but is {value}."
+    E007 = (
+        "`threshold` names {n_given} layers, but the encoder has {n_layers}. "
+        "Give one threshold, or one per layer."
+    )
+    E008 = "FixedExit: `layer` has to be in 1..{n_layers} for this encoder, but is {layer}."
+    E009 = (
+        "Unknown operating point '{name}'. This pipeline has: {points}. Set `exit` to one of them, "
+        "to a criterion such as spacy-earlyexit.TokenExit.v1, or to null for full depth."
+    )
+    E010 = (
+        "`exit` has to be null (full depth), the name of an operating point, or a criterion "
+        "(a block with @misc = spacy-earlyexit.TokenExit.v1, SentenceExit.v1 or FixedExit.v1), "
+        "but is {value!r}."
+    )
+    E011 = (
+        "Unknown task '{task}'. Registered tasks: {tasks}. Fix `tasks` in "
+        "[components.{component}], or register a class under the entry point group "
+        "'spacy_earlyexit_tasks'."
+    )
+    E012 = (
+        "Can't tell which tasks '{name}' should learn: `tasks` is null and no component behind it "
+        "(such as earlyexit_ner) names one. Add such a component or set `tasks` in "
+        '[components.{name}], for example tasks = ["ner"].'
+    )
+    E013 = (
+        "None of the {n_docs} training examples has gold annotation for the task '{task}' "
+        "({what}). Annotate some documents, or take '{task}' out of `tasks` in [components.{name}]."
+    )
+    E014 = (
+        "'{name}' found no exit scores for the task '{task}' on the Doc {text!r}. Either the "
+        "earlyexit_transformer is missing, disabled or behind '{name}' in the pipeline, or the Doc "
+        "was rebuilt or retokenised between the two (Doc.copy, DocBin, merged tokens)."
+    )
+    E015 = (
+        "'{name}' needs the task '{task}', but the transformer was trained with: {tasks}. "
+        "Add '{task}' to `tasks` in [components.{transformer}] and train, or remove '{name}'."
+    )
+    E016 = (
+        "'{name}' is not connected to an earlyexit_transformer. Put a component with the factory "
+        "earlyexit_transformer in front of it in [nlp] pipeline."
+    )
+    E017 = (
+        "Can't initialise '{name}' from '{path}': {problem}. `init_from` in "
+        "[initialize.components.{name}] has to be the folder of a pipeline trained with a "
+        "component of that name, for example training/stage1/model-best."
+    )
+    E018 = (
+        "The stage-1 pipeline '{path}' was trained for {old}, this one wants {new}. Both stages "
+        "need the same tasks and labels."
+    )
+    E019 = "`{setting}` has to be {expected}, but is {value!r}."
+    E020 = (
+        "The span getter returned spans of {n_spans} documents for {n_docs} documents. "
+        "Check `get_spans` in [components.transformer.model]."
+    )
+    E021 = (
+        "A MAC speed-up of {target} can't be reached: the largest with this criterion is "
+        "{best:.2f}. Ask for less, or use a smaller window."
+    )
+
+
+class Warnings:
+    W001 = (
+        "The extension '{attr}' already belongs to something else and is left alone; "
+        "the exit layers are then only to be had from {where}."
+    )

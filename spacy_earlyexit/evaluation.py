@@ -1,0 +1,115 @@
+"""Scores of depth and cost, and speed-accuracy tables."""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from spacy.language import Language
+from spacy.tokens import Doc
+from spacy.training import Example
+from tqdm import tqdm
+
+from .extensions import exit_layers, exit_stats
+
+if TYPE_CHECKING:
+    from .criteria import ExitCriterion
+    from .pipeline.transformer import EarlyExitTransformer
+
+
+def depth_scores(examples: Sequence[Example]) -> dict[str, float]:
+    """Mean exit layer over all encoded words and MAC speed-up over the corpus (a ratio of sums).
+
+    RETURNS (Dict[str, float]): exit_layer_mean, exit_speedup.
+    """
+    layers: list[int] = []
+    macs = macs_full = 0.0
+    for example in examples:
+        layers.extend(layer for layer in exit_layers(example.predicted) if layer)
+        stats = exit_stats(example.predicted)
+        macs += stats["macs"]
+        macs_full += stats["macs_full"]
+    return {
+        "exit_layer_mean": float(np.mean(layers)) if layers else 0.0,
+        "exit_speedup": macs_full / macs if macs else 1.0,
+    }
+
+
+def bare_doc(doc: Doc) -> Doc:
+    """The tokens of a Doc with nothing on them but sentence boundaries."""
+    starts: list[bool | int | None] = [token.is_sent_start for token in doc]
+    return Doc(
+        doc.vocab,
+        words=[token.text for token in doc],
+        spaces=[bool(token.whitespace_) for token in doc],
+        sent_starts=starts if any(s is not None for s in starts) else None,
+    )
+
+
+def component_scores(
+    transformer: "EarlyExitTransformer", examples: Sequence[Example]
+) -> dict[str, float]:
+    """The main score of each component behind the transformer, such as {"ents_f": 0.9}."""
+    return {
+        consumer.score_key: consumer.score(examples)[consumer.score_key] or 0.0
+        for consumer in transformer.consumers
+    }
+
+
+def compare_settings(
+    nlp: Language,
+    transformer: "EarlyExitTransformer",
+    examples: Sequence[Example],
+    settings: Mapping[str, "None | str | ExitCriterion"],
+    *,
+    repeats: int = 5,
+) -> list[dict[str, Any]]:
+    """Score and time exit settings of one pipeline, interleaved, on the same Docs.
+
+    One round warms up and gives the scores; then every round times each setting once with
+    nlp.pipe, from Docs with tokens to annotated Docs.
+
+    nlp (Language): The pipeline.
+    transformer (EarlyExitTransformer): Its transformer.
+    examples (Sequence[Example]): Their predicted Docs give tokens, their references the gold.
+    settings (Mapping[str, Union[None, str, ExitCriterion]]): Exit settings by name; the first is
+        what wall-clock speed-ups compare with.
+    repeats (int): Timed rounds; 0 for scores only.
+    RETURNS (List[Dict[str, Any]]): A row per setting: setting, exit (its block), scores,
+        exit_layer_mean, exit_speedup (MACs), words_per_second (median), spread (its least and
+        greatest), wall_speedup.
+    """
+    n_words = sum(len(eg.predicted) for eg in examples)
+    seconds: dict[str, list[float]] = {name: [] for name in settings}
+    rows: dict[str, dict[str, Any]] = {}
+    with tqdm(total=(repeats + 1) * len(settings), unit="run", disable=None, leave=False) as bar:
+        for repeat in range(repeats + 1):
+            for name, setting in settings.items():
+                bar.set_description(name)
+                docs = [bare_doc(eg.predicted) for eg in examples]
+                with transformer.use(setting):
+                    criterion = transformer.criterion
+                    start = time.perf_counter()
+                    done = list(nlp.pipe(docs))
+                    elapsed = time.perf_counter() - start
+                if repeat == 0:
+                    scored = [
+                        Example(doc, eg.reference) for doc, eg in zip(done, examples, strict=True)
+                    ]
+                    rows[name] = {
+                        "setting": name,
+                        "exit": criterion.to_config() if criterion else None,
+                        **component_scores(transformer, scored),
+                        **depth_scores(scored),
+                    }
+                else:
+                    seconds[name].append(elapsed)
+                bar.update()
+    if repeats:
+        base = statistics.median(next(iter(seconds.values())))
+        for name, times in seconds.items():
+            rows[name]["words_per_second"] = n_words / statistics.median(times)
+            rows[name]["spread"] = [n_words / max(times), n_words / min(times)]
+            rows[name]["wall_speedup"] = base / statistics.median(times)
+    return list(rows.values())

@@ -1,0 +1,114 @@
+"""Off-ramps: a small linear classifier per layer, all tasks in one product, and the joint loss."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+IGNORE = -100  # gold label of a word without annotation, as in torch's cross_entropy
+
+
+class OffRamps(nn.Module):
+    """One linear layer per encoder layer; its columns are the tasks' classes side by side.
+
+    classes (Mapping[str, Sequence[str]]): The classes of each task.
+    n_layers, hidden (int): Layers of the encoder and size of its rows.
+    dropout (float): Dropout on the word's vector in training.
+    """
+
+    def __init__(
+        self, classes: Mapping[str, Sequence[str]], n_layers: int, hidden: int, dropout: float
+    ):
+        super().__init__()
+        self.classes = {task: list(names) for task, names in classes.items()}
+        self.slices: dict[str, slice] = {}
+        start = 0
+        for task, names in self.classes.items():
+            self.slices[task] = slice(start, start + len(names))
+            start += len(names)
+        self.weight = nn.Parameter(torch.empty(n_layers, start, hidden))
+        self.bias = nn.Parameter(torch.zeros(n_layers, start))
+        nn.init.normal_(self.weight, std=0.02)
+        self.dropout = nn.Dropout(dropout)
+
+    def select(self, tasks: Sequence[str]) -> tuple[dict[str, slice], Tensor | None]:
+        """The columns of some tasks.
+
+        tasks (Sequence[str]): The tasks that are wanted.
+        RETURNS (Tuple[Dict[str, slice], Optional[Tensor]]): Where each task lies in the scores,
+            and the columns to compute (None for all).
+        """
+        if list(tasks) == list(self.classes):
+            return self.slices, None
+        slices, columns, start = {}, [], 0
+        for task in tasks:
+            own = self.slices[task]
+            columns.append(torch.arange(own.start, own.stop))
+            slices[task] = slice(start, start + own.stop - own.start)
+            start = slices[task].stop
+        return slices, torch.cat(columns)
+
+    def forward(self, layer: int, words: Tensor, columns: Tensor | None = None) -> Tensor:
+        """s_j^l = W_l dropout(h_j^l) + b_l (method: off-ramps).
+
+        layer (int): The layer, from 1.
+        words (Tensor): The words' vectors behind that layer, shape (n_words, hidden).
+        columns (Optional[Tensor]): The classes to compute, all if None.
+        RETURNS (Tensor): Scores, shape (n_words, n_classes).
+        """
+        weight, bias = self.weight[layer - 1], self.bias[layer - 1]
+        if columns is not None:
+            columns = columns.to(weight.device)
+            weight, bias = weight[columns], bias[columns]
+        return F.linear(self.dropout(words), weight, bias)
+
+
+def uncertainty(scores: Tensor, slices: Mapping[str, slice]) -> Tensor:
+    """Normalised entropy of each word's most uncertain task.
+
+    u = -sum_c p_c ln p_c / ln C, p = softmax(s) (ACL 2021 paper, section 3.2).
+
+    scores (Tensor): Scores of all tasks, shape (n_words, n_classes).
+    slices (Mapping[str, slice]): Where each task's classes lie.
+    RETURNS (Tensor): In [0, 1], shape (n_words,).
+    """
+    worst = scores.new_zeros(len(scores))
+    for part in slices.values():
+        n_classes = part.stop - part.start
+        if n_classes > 1:  # a single class is always certain
+            log_p = F.log_softmax(scores[:, part], dim=-1)
+            entropy = -(log_p.exp() * log_p).sum(-1) / math.log(n_classes)
+            worst = torch.maximum(worst, entropy)
+    return worst
+
+
+def joint_loss(
+    layer_scores: Sequence[tuple[int, Tensor, Tensor]],
+    gold: Mapping[str, Tensor],
+    slices: Mapping[str, slice],
+) -> Tensor:
+    """Weighted loss over all layers and tasks: sum_l l·CE_l / sum_l l, CE_l a mean over words.
+
+    layer_scores (Sequence[Tuple[int, Tensor, Tensor]]): Per layer its number from 1, the scored
+        words' indices, shape (n,), and their scores, shape (n, n_classes). Words of spans that
+        were finished before a layer are not in it; the mean is over all words all the same, so
+        that a finished word weighs nothing rather than the others more.
+    gold (Mapping[str, Tensor]): Per task the gold class of every word, IGNORE where there is none.
+    slices (Mapping[str, slice]): Where each task's classes lie.
+    RETURNS (Tensor): The sum of the tasks' losses, a scalar.
+    """
+    scores = torch.cat([s for _, _, s in layer_scores])
+    words = torch.cat([w for _, w, _ in layer_scores])
+    weights = torch.cat([s.new_full((len(s),), float(layer)) for layer, _, s in layer_scores])
+    weights = weights / sum(layer for layer, _, _ in layer_scores)
+    total = scores.new_zeros(())
+    for task, labels in gold.items():
+        n_gold = int((labels != IGNORE).sum())
+        if n_gold:
+            losses = F.cross_entropy(
+                scores[:, slices[task]], labels[words], ignore_index=IGNORE, reduction="none"
+            )
+            total = total + (losses * weights).sum() / n_gold
+    return total

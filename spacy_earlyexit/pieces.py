@@ -1,0 +1,337 @@
+"""Words to sub-word pieces and back.
+
+Every word is encoded on its own, so that the alignment is a list of lengths. Distinct words of a
+batch go through the tokenizer once, in a single call.
+"""
+
+import copy
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import srsly
+from spacy.attrs import IS_SPACE, ORTH, SPACY
+from spacy.tokens import Doc
+from thinc.api import Model
+from thinc.shims.shim import Shim
+from tokenizers import Regex, Tokenizer, normalizers
+
+from .errors import Errors
+from .spans import SpanGetter, cut_windows, owners, unit_bounds
+
+# Stands for "whitespace comes before" through the tokenizer's normaliser, which would turn a
+# literal U+2581 into a space and lose it. A private-use character: real text does not hold it.
+_SPACE_BEFORE = "\ue000"
+
+
+class PieceTokenizer:
+    """A Hugging Face fast tokenizer, used on single words.
+
+    Tokenizers that mark word starts (SentencePiece's U+2581, byte-level BPE's space) would mark
+    every word that is encoded alone. Here a word gets the mark only if whitespace or the start of
+    the text comes before it.
+    """
+
+    def __init__(self, tokenizer_json: str, special: dict[str, int]):
+        """tokenizer_json (str): The content of a tokenizer.json.
+        special (Dict[str, int]): Ids of the pieces "start", "end" and "unk".
+        """
+        self.json = tokenizer_json
+        self.special = special
+        spec = json.loads(tokenizer_json)
+        self.prefix = ""
+        mark = None
+        for part in _parts(spec.get("pre_tokenizer"), "pretokenizers"):
+            if part["type"] == "Metaspace":
+                part["prepend_scheme"] = "never"
+                part.pop("add_prefix_space", None)
+                self.prefix, mark = _SPACE_BEFORE, part["replacement"]
+            elif part["type"] == "ByteLevel":
+                part["add_prefix_space"] = False
+                self.prefix, mark = " ", "\u0120"
+        tokenizer = Tokenizer.from_str(json.dumps(spec))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        if self.prefix == _SPACE_BEFORE:
+            before = [tokenizer.normalizer] if tokenizer.normalizer else []
+            # Spaces inside a word ("1 000", or made by the normaliser) mark what follows, too.
+            strip = normalizers.Replace(Regex(r"\s+$"), "")
+            put_mark = normalizers.Replace(Regex(rf"[\s{_SPACE_BEFORE}]+"), mark)
+            tokenizer.normalizer = normalizers.Sequence([*before, strip, put_mark])
+        # Text that happens to spell a special piece ("</s>") is text.
+        tokenizer.encode_special_tokens = True
+        self._tokenizer = tokenizer
+        mark_id = tokenizer.token_to_id(mark) if mark else None
+        self._mark_id = -1 if mark_id is None else mark_id
+        self._reserved = np.asarray(
+            sorted(i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special),
+            dtype=np.int64,
+        )
+
+    @classmethod
+    def from_transformers(cls, tokenizer: Any, name: str) -> "PieceTokenizer":
+        """tokenizer (PreTrainedTokenizerFast): As loaded by AutoTokenizer.
+        name (str): The encoder's name, for the message.
+        RAISES (ValueError): If there is no fast version of the tokenizer.
+        """
+        if not getattr(tokenizer, "is_fast", False):
+            raise ValueError(Errors.E003.format(name=name))
+        start = tokenizer.cls_token_id
+        end = tokenizer.sep_token_id
+        special = {
+            "start": tokenizer.bos_token_id if start is None else start,
+            "end": tokenizer.eos_token_id if end is None else end,
+            "unk": tokenizer.unk_token_id,
+        }
+        return cls(tokenizer.backend_tokenizer.to_str(), special)
+
+    def encode(self, words: list[str], spaced: list[bool]) -> tuple[np.ndarray, ...]:
+        """Encode words, each on its own, in one call.
+
+        words (List[str]): The words.
+        spaced (List[bool]): Whether whitespace, or the start of the text, comes before each.
+        RETURNS (Tuple[ndarray, ndarray, ndarray]): All pieces in a row, shape (n_pieces,); pieces
+            per word, shape (n_words,), at least 1; and the position inside each word of the piece
+            whose vector stands for the word, shape (n_words,): its first that is not a bare mark.
+        """
+        marked = [self.prefix + w if s else w for w, s in zip(words, spaced, strict=True)]
+        encoding = self._tokenizer.encode(marked, is_pretokenized=True, add_special_tokens=False)
+        ids = np.asarray(encoding.ids, dtype=np.int64)
+        word = np.asarray(encoding.word_ids, dtype=np.int64)
+        ids[np.isin(ids, self._reserved)] = self.special["unk"]
+        # Words that the tokenizer drops (zero-width characters), or of which it leaves nothing
+        # but the mark, become one unknown piece.
+        real = np.flatnonzero(ids != self._mark_id)
+        has_real = np.zeros(len(words), dtype=bool)
+        has_real[word[real]] = True
+        keep = has_real[word]
+        missing = np.flatnonzero(~has_real)
+        word = np.concatenate([word[keep], missing])
+        ids = np.concatenate([ids[keep], np.full(len(missing), self.special["unk"])])
+        order = np.argsort(word, kind="stable")
+        word, ids = word[order], ids[order]
+        lengths = np.bincount(word, minlength=len(words))
+        starts = np.cumsum(lengths) - lengths
+        head = np.zeros(len(words), dtype=np.int64)
+        real = np.flatnonzero(ids != self._mark_id)[::-1]
+        head[word[real]] = real - starts[word[real]]  # backwards: the first one stays
+        return ids, lengths, head
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"tokenizer": self.json, "special": self.special}
+
+
+def _parts(part: dict[str, Any] | None, key: str) -> Iterator[dict[str, Any]]:
+    """The steps of a (possibly nested) sequence in a tokenizer.json."""
+    if part is None:
+        return
+    if part["type"] == "Sequence":
+        for child in part[key]:
+            yield from _parts(child, key)
+    else:
+        yield part
+
+
+@dataclass
+class Pieces:
+    """The pieces of many units (spans), packed one behind the other without padding.
+
+    ```
+    rows    | <s> ▁Em pire ▁State </s> | <s> ▁ESB </s> | …     ids (n_rows,)
+    unit    |  0   0   0     0     0   |  1   1    1   |       unit_starts (n_units + 1,)
+    word    | -1   0   0     1    -1   | -1   2   -1   |       row_word (n_rows,)
+    words   |  word_row = 1, 3         |  word_row = 6 |       word_starts (n_units + 1,)
+    ```
+
+    word_doc, word_token (ndarray): Document and token index of each word, shape (n_words,).
+    owned (ndarray): False where the word is only context in this unit, shape (n_words,).
+    unit_doc, unit_bounds (ndarray): Document of each unit, and its first and last-plus-one token.
+    """
+
+    ids: np.ndarray
+    unit_starts: np.ndarray
+    row_word: np.ndarray
+    word_row: np.ndarray
+    word_starts: np.ndarray
+    word_doc: np.ndarray
+    word_token: np.ndarray
+    owned: np.ndarray
+    unit_doc: np.ndarray
+    unit_bounds: np.ndarray
+
+    @property
+    def n_units(self) -> int:
+        return len(self.unit_doc)
+
+    def batches(self, max_rows: int) -> Iterator[np.ndarray]:
+        """Cut the units into batches by a budget of rows, shortest units first.
+
+        max_rows (int): The most rows of one batch (a single longer unit makes its own batch).
+        YIELDS (ndarray): Indices of the units of a batch, in order of length.
+        """
+        lengths = np.diff(self.unit_starts)
+        order = np.argsort(lengths, kind="stable")
+        ends = np.cumsum(lengths[order])
+        start = 0
+        while start < len(order):
+            done = ends[start - 1] if start else 0
+            end = max(int(np.searchsorted(ends, done + max_rows, side="right")), start + 1)
+            yield order[start:end]
+            start = end
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """start, start + 1, … of every range, one behind the other; shape (sum of lengths,)."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total) + np.repeat(starts - (ends - lengths), lengths)
+
+
+def encode_docs(
+    docs: list[Doc], tokenizer: PieceTokenizer, get_spans: SpanGetter, max_positions: int
+) -> Pieces:
+    """Words of documents to packed pieces.
+
+    Whitespace tokens are left out. A unit longer than the encoder is cut into overlapping windows;
+    a single word longer than that loses its last pieces.
+
+    docs (List[Doc]): The documents.
+    tokenizer (PieceTokenizer): Cuts words into pieces.
+    get_spans (SpanGetter): Proposes the units.
+    max_positions (int): The most rows of one unit, with its two special pieces.
+    RETURNS (Pieces): The packed pieces; units without words are left out.
+    """
+    doc_words = [_words_of(doc) for doc in docs]
+    offsets = np.cumsum([0] + [len(tokens) for tokens, _, _ in doc_words])
+    orth = np.concatenate([np.zeros(0, np.uint64)] + [orth for _, orth, _ in doc_words])
+    spaced = np.concatenate([np.zeros(0, bool)] + [spaced for _, _, spaced in doc_words])
+    capacity = max_positions - 2
+
+    # Distinct (word, whitespace before) pairs; each goes through the tokenizer once.
+    words: list[str] = []
+    flags: list[bool] = []
+    inverse = np.zeros(len(orth), dtype=np.int64)
+    orth_doc = np.repeat(np.arange(len(docs)), np.diff(offsets))
+    for flag in (False, True):
+        chosen = np.flatnonzero(spaced == flag)
+        keys, first, where = np.unique(orth[chosen], return_index=True, return_inverse=True)
+        inverse[chosen] = where + len(words)
+        # Docs of a batch can come from different vocabs.
+        owner = orth_doc[chosen[first]]
+        words += [docs[d].vocab.strings[int(key)] for d, key in zip(owner, keys, strict=True)]
+        flags += [flag] * len(keys)
+    piece_ids, piece_lengths, piece_heads = tokenizer.encode(words, flags)
+    piece_starts = np.cumsum(piece_lengths) - piece_lengths
+    piece_lengths = np.minimum(piece_lengths, capacity)
+    piece_heads = np.minimum(piece_heads, piece_lengths - 1)
+
+    span_doc, span_bounds = unit_bounds(docs, get_spans)
+    units: list[tuple[int, int, int]] = []  # document, first and last-plus-one word (packed)
+    own: list[tuple[int, int]] = []
+    for doc_i, (first, last) in zip(span_doc.tolist(), span_bounds.tolist(), strict=True):
+        tokens = doc_words[doc_i][0]
+        start = int(offsets[doc_i]) + int(np.searchsorted(tokens, first))
+        end = int(offsets[doc_i]) + int(np.searchsorted(tokens, last))
+        if start == end:
+            continue
+        for a, b, own_a, own_b in cut_windows(piece_lengths[inverse[start:end]], capacity):
+            units.append((doc_i, start + a, start + b))
+            own.append((start + own_a, start + own_b))
+
+    unit = np.asarray(units, dtype=np.int64).reshape(-1, 3)
+    unit_own = np.asarray(own, dtype=np.int64).reshape(-1, 2)
+    unit_words = unit[:, 2] - unit[:, 1]
+    word = ranges(unit[:, 1], unit_words)  # packed index of every occurrence
+    word_unit = np.repeat(np.arange(len(unit)), unit_words)
+    all_tokens = np.concatenate([np.zeros(0, np.int64)] + [t for t, _, _ in doc_words])
+    word_doc = unit[word_unit, 0]
+    word_token = all_tokens[word]
+    token_bounds = np.stack(
+        [all_tokens[unit[:, 1]], all_tokens[unit[:, 2] - 1] + 1], axis=1
+    ).reshape(-1, 2)
+    owned = (word >= unit_own[word_unit, 0]) & (word < unit_own[word_unit, 1])
+    if len(np.unique(word[owned])) < owned.sum():  # the span getter's own spans overlap
+        chosen = np.flatnonzero(owned)
+        speaks = owners(word_unit[chosen], word_doc[chosen], word_token[chosen], token_bounds)
+        owned[chosen] = speaks
+
+    lengths = piece_lengths[inverse[word]]
+    unit_rows = np.bincount(word_unit, weights=lengths, minlength=len(unit)).astype(np.int64) + 2
+    unit_starts = np.concatenate([[0], np.cumsum(unit_rows)])
+    # Rows of a word lie behind the rows of the words before it, plus the start pieces so far.
+    word_begin = np.cumsum(lengths) - lengths + 2 * word_unit + 1
+    rows = ranges(word_begin, lengths)
+    ids = np.full(int(unit_starts[-1]), tokenizer.special["end"], dtype=np.int64)
+    ids[unit_starts[:-1]] = tokenizer.special["start"]
+    ids[rows] = piece_ids[ranges(piece_starts[inverse[word]], lengths)]
+    row_word = np.full(len(ids), -1, dtype=np.int64)
+    row_word[rows] = np.repeat(np.arange(len(word)), lengths)
+    return Pieces(
+        ids=ids,
+        unit_starts=unit_starts,
+        row_word=row_word,
+        word_row=word_begin + piece_heads[inverse[word]],
+        word_starts=np.concatenate([[0], np.cumsum(unit_words)]),
+        word_doc=word_doc,
+        word_token=word_token,
+        owned=owned,
+        unit_doc=unit[:, 0],
+        unit_bounds=token_bounds,
+    )
+
+
+def _words_of(doc: Doc) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Index, text key and "whitespace before" of the tokens that are not whitespace."""
+    if len(doc) == 0:
+        return np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, bool)
+    array = doc.to_array([ORTH, SPACY, IS_SPACE])
+    is_space = array[:, 2].astype(bool)
+    spaced = np.ones(len(doc), dtype=bool)
+    spaced[1:] = array[:-1, 1].astype(bool) | is_space[:-1]
+    tokens = np.flatnonzero(~is_space)
+    return tokens, array[tokens, 0], spaced[tokens]
+
+
+class TokenizerShim(Shim):
+    """Keeps the tokenizer inside the thinc model, so that it is saved with the weights."""
+
+    def __call__(self, inputs: Any, is_train: bool) -> Any:
+        raise TypeError("TokenizerShim holds a tokenizer and is not called")
+
+    def finish_update(self, optimizer: Any) -> None:
+        pass  # nothing to learn
+
+    def to_device(self, device_type: str, device_id: int) -> None:
+        pass  # lives on the host
+
+    def to_bytes(self) -> bytes:
+        return srsly.msgpack_dumps(self._model.to_dict() if self._model else None)
+
+    def from_bytes(self, bytes_data: bytes) -> "TokenizerShim":
+        data = srsly.msgpack_loads(bytes_data)
+        self._model = PieceTokenizer(data["tokenizer"], data["special"]) if data else None
+        return self
+
+    def copy(self) -> "TokenizerShim":
+        return copy.copy(self)
+
+
+def piece_encoder(get_spans: SpanGetter) -> Model[list[Doc], Pieces]:
+    """thinc layer from documents to packed pieces. Its shim holds the tokenizer.
+
+    get_spans (SpanGetter): Proposes the units.
+    """
+    return Model(
+        "piece_encoder",
+        _forward,
+        attrs={"get_spans": get_spans, "max_positions": 512},
+        shims=[TokenizerShim(None)],
+    )
+
+
+def _forward(model: Model, docs: list[Doc], is_train: bool) -> tuple[Pieces, Any]:
+    tokenizer = model.shims[0]._model
+    pieces = encode_docs(docs, tokenizer, model.attrs["get_spans"], model.attrs["max_positions"])
+    return pieces, lambda _: []

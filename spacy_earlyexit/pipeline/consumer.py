@@ -1,0 +1,110 @@
+"""The base of the light components that write to the Doc what the exits said."""
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from spacy.pipeline.pipe import Pipe
+from spacy.tokens import Doc
+from spacy.training import Example
+from spacy.util import minibatch
+
+from ..errors import Errors
+from .exits import EXITS, DocExits
+
+if TYPE_CHECKING:
+    from .transformer import EarlyExitTransformer
+
+
+class ExitConsumer(Pipe):
+    """Reads the scores of its tasks and annotates. Has no model and nothing to train.
+
+    name (str): Its name in the pipeline.
+    tasks (List[str]): The tasks whose scores it reads.
+    upstream (str): Name of the transformer it reads from, or "*".
+    score_key (str): The score that stands for how well it does, such as "ents_f".
+    """
+
+    name: str
+    tasks: list[str]
+    upstream: str
+    scorer: Any
+    score_key: str
+    transformer: "EarlyExitTransformer | None" = None
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """RETURNS (Tuple[str]): The labels of its tasks, owned by the transformer."""
+        if self.transformer is None:
+            return ()
+        return tuple(
+            label for task in self.tasks for label in self.transformer.label_data.get(task, [])
+        )
+
+    def check(self, transformer: "EarlyExitTransformer") -> None:
+        """RAISES (ValueError): If the transformer does not know a task that this one needs."""
+        for task in self.tasks:
+            if task not in transformer.tasks:
+                raise ValueError(
+                    Errors.E015.format(
+                        name=self.name,
+                        task=task,
+                        tasks=", ".join(transformer.tasks),
+                        transformer=transformer.name,
+                    )
+                )
+
+    def exits(self, doc: Doc, task: str) -> DocExits:
+        """The Doc's exits, with scores of the task.
+
+        RAISES (ValueError): If there are none for the Doc as it is now.
+        """
+        exits = EXITS.get(doc)
+        if exits is None or exits.n_tokens != len(doc) or task not in exits.slices:
+            raise ValueError(Errors.E014.format(name=self.name, task=task, text=doc.text[:50]))
+        return exits
+
+    def task_scores(self, docs: list[Doc], task: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Per Doc the encoded tokens, shape (n,), and their scores, shape (n, n_classes)."""
+        all_exits = [self.exits(doc, task) for doc in docs]
+        return [(e.tokens, e.scores[:, e.slices[task]]) for e in all_exits]
+
+    def predict(self, docs: list[Doc]) -> Any:
+        """What to write on each Doc, from its scores; changes nothing."""
+        raise NotImplementedError
+
+    def set_annotations(self, docs: list[Doc], predictions: Any) -> None:
+        """Write what predict returned."""
+        raise NotImplementedError
+
+    def clear(self, docs: list[Doc]) -> None:
+        """Take back what set_annotations wrote, so that a Doc can be annotated anew."""
+        raise NotImplementedError
+
+    def __call__(self, doc: Doc) -> Doc:
+        """Annotate one Doc. See spaCy's Pipe.__call__."""
+        error_handler = self.get_error_handler()
+        try:
+            self.set_annotations([doc], self.predict([doc]))
+            return doc
+        except Exception as error:
+            error_handler(self.name, self, [doc], error)
+            return doc
+
+    def pipe(self, stream: Iterable[Doc], *, batch_size: int = 128) -> Iterator[Doc]:
+        """Annotate a stream in batches. See spaCy's TrainablePipe.pipe."""
+        error_handler = self.get_error_handler()
+        for docs in minibatch(stream, size=batch_size):
+            try:
+                self.set_annotations(docs, self.predict(docs))
+                yield from docs
+            except Exception as error:
+                error_handler(self.name, self, docs, error)
+
+    def score(self, examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
+        """Scores of the registered scorer."""
+        return self.scorer(examples, **kwargs) if self.scorer else {}

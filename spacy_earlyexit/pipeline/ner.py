@@ -1,0 +1,139 @@
+"""Named entities from the exit scores."""
+
+from collections.abc import Callable
+
+import numpy as np
+from spacy.attrs import ENT_IOB, ENT_TYPE, SENT_START
+from spacy.language import Language
+from spacy.tokens import Doc, Span
+
+from ..decoding import decode_bio
+from .consumer import ExitConsumer
+
+
+@Language.factory(
+    "earlyexit_ner",
+    assigns=["doc.ents", "token.ent_iob", "token.ent_type"],
+    requires=["doc._.exit_layers"],
+    default_config={
+        "task": "ner",
+        "upstream": "*",
+        "overwrite": False,
+        "scorer": {"@scorers": "spacy.ner_scorer.v1"},
+    },
+    default_score_weights={
+        "ents_f": 1.0,
+        "ents_p": 0.0,
+        "ents_r": 0.0,
+        "ents_per_type": None,
+    },
+)
+def make_ner(
+    nlp: Language, name: str, task: str, upstream: str, overwrite: bool, scorer: Callable | None
+) -> "EarlyExitNer":
+    """Construct an entity recogniser that reads the transformer's exits.
+
+    task (str): The transformer's task whose classes are BIO.
+    upstream (str): Name of the transformer, or "*" for any.
+    overwrite (bool): Replace entities that are already set. If False they are kept, as by spaCy's
+        ner, and new ones are found around them.
+    scorer (Optional[Callable]): The scoring method.
+    """
+    return EarlyExitNer(name, task=task, upstream=upstream, overwrite=overwrite, scorer=scorer)
+
+
+class EarlyExitNer(ExitConsumer):
+    """Sets doc.ents from the scores that each word had when it left."""
+
+    score_key = "ents_f"
+
+    def __init__(
+        self,
+        name: str = "ner",
+        *,
+        task: str = "ner",
+        upstream: str = "*",
+        overwrite: bool = False,
+        scorer: Callable | None = None,
+    ):
+        self.name = name
+        self.tasks = [task]
+        self.upstream = upstream
+        self.overwrite = overwrite
+        self.scorer = scorer
+
+    def predict(self, docs: list[Doc]) -> list[list[tuple[int, int, str]]]:
+        """Decode entities, without changing the Docs.
+
+        docs (List[Doc]): Docs that the transformer has seen.
+        RETURNS (List[List[Tuple[int, int, str]]]): Per Doc first and last-plus-one token and label.
+        RAISES (ValueError): If a Doc has no scores.
+        """
+        (task,) = self.tasks
+        all_tokens, all_scores, breaks, classes = [], [], [], ["O"]
+        for doc, (tokens, scores) in zip(docs, self.task_scores(docs, task), strict=True):
+            classes = list(self.exits(doc, task).classes[task])
+            array = doc.to_array([ENT_IOB, SENT_START]).reshape(-1, 2)
+            preset = np.isin(array[tokens, 0], (1, 3))  # in an entity, or blocked
+            if preset.any() and not self.overwrite:
+                scores = np.where(preset[:, None], -np.inf, scores)
+                scores[preset, 0] = 0.0  # outside; keeps entities from running through
+            all_tokens.append(tokens)
+            all_scores.append(_log_softmax(scores))
+            # No entity crosses a sentence boundary, as in spaCy's ner. SENT_START is 1 there,
+            # which can be on a whitespace token.
+            sentence = np.cumsum(array[:, 1] == 1)[tokens]
+            breaks.append(np.diff(sentence, prepend=-1) != 0)
+        decoded = decode_bio(all_scores, breaks, classes)
+        return [
+            _entities(tokens, path, classes)
+            for tokens, path in zip(all_tokens, decoded, strict=True)
+        ]
+
+    def set_annotations(
+        self, docs: list[Doc], predictions: list[list[tuple[int, int, str]]]
+    ) -> None:
+        """Set doc.ents; every other token is marked as outside, if it isn't blocked.
+
+        docs (List[Doc]): The documents.
+        predictions (List[List[Tuple[int, int, str]]]): What predict returned.
+        """
+        for doc, entities in zip(docs, predictions, strict=True):
+            spans = [Span(doc, start, end, label=label) for start, end, label in entities]
+            kept: list[Span] = []
+            blocked: list[Span] = []
+            if not self.overwrite:
+                kept = list(doc.ents)
+                iob, label = doc.to_array([ENT_IOB, ENT_TYPE]).reshape(-1, 2).T
+                blocked = [doc[i : i + 1] for i in np.flatnonzero((iob == 3) & (label == 0))]
+            # An entity found on both sides of a kept one that covers only whitespace can overlap.
+            taken = {token.i for span in kept + blocked for token in span}
+            spans = [span for span in spans if not taken.intersection(range(span.start, span.end))]
+            doc.set_ents(kept + spans, blocked=blocked, default="outside")
+
+    def clear(self, docs: list[Doc]) -> None:
+        """Forget the entities."""
+        for doc in docs:
+            doc.set_ents([], default="missing")
+
+
+def _log_softmax(scores: np.ndarray) -> np.ndarray:
+    if not len(scores):
+        return scores
+    shifted = scores - scores.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def _entities(
+    tokens: np.ndarray, path: np.ndarray, classes: list[str]
+) -> list[tuple[int, int, str]]:
+    """Runs of B-x I-x …, as token indices; whitespace tokens in between belong to them."""
+    kinds = np.asarray([c[0] for c in classes])[path]
+    starts = np.flatnonzero(kinds == "B")
+    # An entity ends in front of the next word that is not inside.
+    others = np.append(np.flatnonzero(kinds != "I"), len(path))
+    ends = others[np.searchsorted(others, starts, side="right")]
+    return [
+        (int(tokens[start]), int(tokens[end - 1]) + 1, classes[path[start]][2:])
+        for start, end in zip(starts, ends, strict=True)
+    ]

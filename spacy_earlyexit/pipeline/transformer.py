@@ -1,0 +1,610 @@
+"""The multi-exit transformer as a spaCy component."""
+
+import contextlib
+import os
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import spacy
+import spacy_transformers  # noqa: F401 - registers the span getters
+import torch
+from spacy.language import Language
+from spacy.pipeline.trainable_pipe import TrainablePipe
+from spacy.tokens import Doc
+from spacy.training import Example, validate_examples, validate_get_examples
+from spacy.util import registry
+from spacy.vocab import Vocab
+from thinc.api import Config, Model, Optimizer, set_dropout_rate
+
+from ..architectures import MultiExitOutput, Request, module_of
+from ..criteria import ExitCriterion
+from ..errors import Errors
+from ..extensions import install_extensions, record
+from ..offramps import IGNORE, joint_loss
+from ..tasks import Task, class_ids, get_task
+from ..training.self_sampling import SelfSampling
+from .consumer import ExitConsumer
+from .exits import EXITS, DocExits
+
+DEFAULT_CONFIG = Config().from_str(
+    """
+[transformer]
+tasks = null
+exit = null
+self_sampling = null
+record = []
+max_batch_rows = 4096
+
+[transformer.model]
+@architectures = "spacy-earlyexit.MultiExitTransformer.v1"
+name = "bert-base-cased"
+tokenizer_config = {"use_fast": true}
+transformer_config = {}
+offramp_dropout = 0.1
+encoder_lr_scale = 1.0
+offramp_lr_scale = 10.0
+
+[transformer.model.get_spans]
+@span_getters = "spacy-transformers.doc_spans.v1"
+
+[transformer.scorer]
+@scorers = "spacy-earlyexit.exit_scorer.v1"
+"""
+)
+
+FULL_DEPTH = "full"
+_RECORDABLE = ("uncertainty", "confidence")
+
+# Settings made with use(), by component; a context variable so that threads can differ.
+_override: ContextVar[dict[int, ExitCriterion | None]] = ContextVar("earlyexit_use", default={})  # noqa: B039
+
+
+@Language.factory(
+    "earlyexit_transformer",
+    assigns=["doc._.exit_layers", "doc._.exit_stats", "token._.exit_layer", "span._.exit_layer"],
+    default_config=DEFAULT_CONFIG["transformer"],
+    default_score_weights={"exit_layer_mean": 0.0, "exit_speedup": 0.0, "exit_score": None},
+)
+def make_transformer(
+    nlp: Language,
+    name: str,
+    model: Model,
+    tasks: list[str] | None,
+    exit: Any,
+    self_sampling: Any,
+    record: list[str],
+    max_batch_rows: int,
+    scorer: Callable | None,
+) -> "EarlyExitTransformer":
+    """Construct a multi-exit transformer.
+
+    model (Model): A spacy-earlyexit.MultiExitTransformer.v1.
+    tasks (Optional[List[str]]): Tasks that the off-ramps learn. None: those of the components
+        behind it.
+    exit (Union[None, str, ExitCriterion]): None for full depth, the name of an operating point, or
+        a criterion. Given at load it beats what is stored.
+    self_sampling (Optional[SelfSampling]): Given: `update` is stage 2. None: stage 1.
+    record (List[str]): "uncertainty" and / or "confidence" to keep them for pictures.
+    max_batch_rows (int): The most sub-word pieces that are encoded at once in prediction.
+    scorer (Optional[Callable]): The scoring method.
+    """
+    return EarlyExitTransformer(
+        nlp,
+        model,
+        name=name,
+        tasks=tasks,
+        exit=exit,
+        self_sampling=self_sampling,
+        record=record,
+        max_batch_rows=max_batch_rows,
+        scorer=scorer,
+    )
+
+
+class EarlyExitTransformer(TrainablePipe):
+    """Encodes Docs with an encoder whose words leave as soon as they are certain.
+
+    Follows spaCy's TrainablePipe API. What the words' exits say lies beside the Doc for the
+    components behind it; doc._.exit_layers says how deep each token went.
+    """
+
+    def __init__(
+        self,
+        nlp: Language,
+        model: Model,
+        *,
+        name: str = "transformer",
+        tasks: list[str] | None = None,
+        exit: Any = None,
+        self_sampling: SelfSampling | None = None,
+        record: Iterable[str] = (),
+        max_batch_rows: int = 4096,
+        scorer: Callable | None = None,
+    ):
+        """See make_transformer.
+
+        RAISES (ValueError): If a setting is impossible.
+        """
+        record = list(record)
+        if not set(record) <= set(_RECORDABLE):
+            expected = f"a list out of {', '.join(_RECORDABLE)}"
+            raise ValueError(Errors.E019.format(setting="record", expected=expected, value=record))
+        if max_batch_rows < 1:
+            raise ValueError(
+                Errors.E019.format(setting="max_batch_rows", expected=">= 1", value=max_batch_rows)
+            )
+        for task in tasks or []:
+            get_task(task, name)
+        self.name = name
+        self.vocab: Vocab = nlp.vocab
+        self.model = model
+        self.scorer = scorer
+        self.self_sampling = self_sampling
+        self.record = record
+        self.max_batch_rows = max_batch_rows
+        self.cfg: dict[str, Any] = {"labels": {}, "points": {}, "exit": None}
+        self.trained_here = False
+        self._task_names = tasks
+        self._pending: list[Callable[[], None]] = []
+        self._nlp: Callable[[], Language | None] = weakref.ref(nlp)
+        self._listener_map: dict[str, list[Model]] = {}
+        self.consumers: list[ExitConsumer] = []
+        _check_exit(exit)
+        self._exit_given = self._exit = exit
+        install_extensions()
+        _one_thread_in_forks()
+
+    # --- what it learned -------------------------------------------------------------------
+
+    @property
+    def label_data(self) -> dict[str, list[str]]:
+        """RETURNS (Dict[str, List[str]]): The labels of each task, as `initialize` takes them."""
+        return self.cfg["labels"]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """RETURNS (Tuple[str]): All tasks' labels."""
+        return tuple(label for labels in self.label_data.values() for label in labels)
+
+    @property
+    def tasks(self) -> list[str]:
+        """RETURNS (List[str]): The tasks it was trained with, else those that are configured."""
+        return list(self.label_data) or list(self._task_names or [])
+
+    @property
+    def n_layers(self) -> int:
+        """RETURNS (int): Layers of the encoder."""
+        return module_of(self.model).encoder.config.n_layers
+
+    @property
+    def active_tasks(self) -> list[str]:
+        """The tasks that rule the exit and are scored: those whose component is enabled. Where no
+        component in the pipeline uses a task, all of them.
+        """
+        nlp = self._nlp()
+        here = nlp is not None and any(pipe is self for _, pipe in nlp._components)
+        enabled = {
+            task
+            for consumer in self.consumers
+            if not here or consumer.name in nlp.pipe_names  # type: ignore[union-attr]
+            for task in consumer.tasks
+        }
+        return [task for task in self.tasks if task in enabled] or self.tasks
+
+    # --- the exit setting ------------------------------------------------------------------
+
+    @property
+    def points(self) -> dict[str, dict[str, Any]]:
+        """RETURNS (Dict[str, Dict]): The operating points: name to {"exit": a criterion's block,
+        and what was measured for it on dev}.
+        """
+        return self.cfg["points"]
+
+    @property
+    def exit(self) -> None | str | ExitCriterion:
+        """How words leave: None for full depth, the name of an operating point, or a criterion.
+        What is set here is saved with the pipeline.
+        """
+        return self._exit
+
+    @exit.setter
+    def exit(self, value: None | str | ExitCriterion) -> None:
+        self._resolve(value)
+        self._exit = value
+
+    @contextlib.contextmanager
+    def use(self, value: None | str | ExitCriterion) -> Iterator[None]:
+        """Another exit setting for a while, in this thread (context) only.
+
+        value (Union[None, str, ExitCriterion]): As for `exit`.
+        """
+        token = _override.set({**_override.get(), id(self): self._resolve(value)})
+        try:
+            yield
+        finally:
+            _override.reset(token)
+
+    @property
+    def criterion(self) -> ExitCriterion | None:
+        """RETURNS (Optional[ExitCriterion]): What rules in this context; None is full depth."""
+        overrides = _override.get()
+        return overrides[id(self)] if id(self) in overrides else self._resolve(self._exit)
+
+    def _resolve(self, value: None | str | ExitCriterion) -> ExitCriterion | None:
+        _check_exit(value)
+        if value is None or value == FULL_DEPTH:
+            return None
+        if isinstance(value, str):
+            if value not in self.points:
+                points = ", ".join(["full", *self.points])
+                raise ValueError(Errors.E009.format(name=value, points=points))
+            value = _criterion(self.points[value]["exit"])
+        value.validate(self.n_layers)  # type: ignore[union-attr]
+        return value  # type: ignore[return-value]
+
+    # --- prediction ------------------------------------------------------------------------
+
+    def predict(self, docs: Iterable[Doc]) -> MultiExitOutput:
+        """Encode Docs under the current exit setting, without changing them.
+
+        docs (Iterable[Doc]): The documents.
+        RETURNS (MultiExitOutput): Scores and exit layers of their words.
+        """
+        return self.model.predict(
+            Request(
+                list(docs),
+                criterion=self.criterion,
+                tasks=self.active_tasks,
+                max_rows=self.max_batch_rows,
+            )
+        )
+
+    def set_annotations(self, docs: Iterable[Doc], scores: MultiExitOutput) -> None:
+        """Leave the scores beside each Doc and record the exit layers on it.
+
+        docs (Iterable[Doc]): The documents.
+        scores (MultiExitOutput): What predict returned for them.
+        """
+        pieces = scores.pieces
+        order = np.flatnonzero(pieces.owned)
+        order = order[np.lexsort((pieces.word_token[order], pieces.word_doc[order]))]
+        words_by_doc = np.searchsorted(pieces.word_doc[order], np.arange(len(list(docs)) + 1))
+        units_by_doc = np.searchsorted(pieces.unit_doc, np.arange(len(list(docs)) + 1))
+        tokens, layers, rows = (
+            pieces.word_token[order],
+            scores.exit_layer[order],
+            scores.scores[order],
+        )
+        extra = {}
+        if "uncertainty" in self.record:
+            extra["uncertainty"] = scores.uncertainty[order]
+        if "confidence" in self.record:
+            extra["confidence"] = _confidence(rows, list(scores.slices.values()))
+        classes = module_of(self.model).offramps.classes
+        for i, doc in enumerate(docs):
+            own = slice(*words_by_doc[i : i + 2])
+            units = slice(*units_by_doc[i : i + 2])
+            EXITS[doc] = DocExits(len(doc), tokens[own], rows[own], scores.slices, classes)
+            record(
+                doc,
+                tokens[own],
+                layers[own],
+                pieces.unit_bounds[units],
+                scores.macs[units],
+                scores.macs_full[units],
+                {name: values[own] for name, values in extra.items()},
+            )
+
+    # --- training --------------------------------------------------------------------------
+
+    def update(
+        self,
+        examples: Iterable[Example],
+        *,
+        drop: float = 0.0,
+        sgd: Optimizer | None = None,
+        losses: dict[str, float] | None = None,
+    ) -> dict[str, float]:
+        """Learn from a batch: the joint loss over all layers and tasks, at full depth in stage 1,
+        with self-sampled exits in stage 2. The gradient is taken when finish_update is called, or
+        at the next update when gradients are accumulated.
+
+        examples (Iterable[Example]): The batch.
+        drop (float): Not used: dropout is the encoder config's and offramp_dropout.
+        sgd (Optional[Optimizer]): If given, finish_update is called with it.
+        losses (Optional[Dict[str, float]]): Updated under the component's name.
+        RETURNS (Dict[str, float]): The losses.
+        """
+        losses = {} if losses is None else losses
+        losses.setdefault(self.name, 0.0)
+        examples = list(examples)
+        validate_examples(examples, "EarlyExitTransformer.update")
+        self._backprop()
+        self.trained_here = True
+        set_dropout_rate(self.model, drop)
+        request = Request([eg.predicted for eg in examples], sampler=self.self_sampling)
+        output, backprop = self.model.begin_update(request)
+        gold = self._gold(examples, output)
+        if not output.layer_scores or all((ids == IGNORE).all() for ids in gold.values()):
+            return losses
+        loss = joint_loss(output.layer_scores, gold, output.slices)
+        self._pending.append(lambda: backprop(loss))
+        losses[self.name] += float(loss.detach())
+        if sgd not in (None, False):
+            self.finish_update(sgd)
+        return losses
+
+    def finish_update(self, sgd: Optimizer) -> None:
+        """Take the pending gradient and let the optimiser step.
+
+        sgd (Optimizer): thinc's optimiser; its grad_clip is one norm over all parameters.
+        """
+        self._backprop()
+        self.model.finish_update(sgd)
+
+    def get_loss(self, examples: Any, scores: Any) -> None:
+        """The loss is part of `update`; here for the API."""
+
+    def _backprop(self) -> None:
+        pending, self._pending = self._pending, []
+        for backprop in pending:
+            backprop()
+
+    def _gold(self, examples: list[Example], output: MultiExitOutput) -> dict[str, torch.Tensor]:
+        """Gold class of every word of the output, per task; IGNORE where there is none."""
+        pieces = output.pieces
+        offsets = np.cumsum([0] + [len(eg.predicted) for eg in examples])
+        at = offsets[pieces.word_doc] + pieces.word_token
+        device = next(module_of(self.model).parameters()).device
+        gold = {}
+        for name, task in self._task_objects().items():
+            index = {c: i for i, c in enumerate(task.classes(self.label_data[name]))}
+            ids = np.concatenate([class_ids(task.gold(eg), index) for eg in examples])
+            own = np.where(pieces.owned, ids[at], IGNORE)
+            gold[name] = torch.from_numpy(own).to(device)
+        return gold
+
+    def _task_objects(self) -> dict[str, Task]:
+        return {name: get_task(name, self.name) for name in self.tasks}
+
+    def initialize(
+        self,
+        get_examples: Callable[[], Iterable[Example]],
+        *,
+        nlp: Language | None = None,
+        labels: dict[str, list[str]] | None = None,
+        init_from: str | Path | None = None,
+    ) -> None:
+        """Collect the tasks' labels and load the encoder.
+
+        get_examples (Callable): Returns a sample of gold examples.
+        nlp (Optional[Language]): The pipeline.
+        labels (Optional[Dict[str, List[str]]]): Labels by task, such as `spacy init labels` makes.
+        init_from (Optional[Union[str, Path]]): A trained pipeline whose component of the same name
+            gives weights, tokenizer, labels and off-ramps (stage 2 starts from stage 1).
+        RAISES (ValueError): If no example has gold for a task, or init_from does not fit.
+        """
+        validate_get_examples(get_examples, "EarlyExitTransformer.initialize")
+        if nlp is not None:
+            self._nlp = weakref.ref(nlp)
+            nlp._link_components()
+        self._scrub_config()
+        self._task_names = self._task_names or list(
+            dict.fromkeys(task for consumer in self.consumers for task in consumer.tasks)
+        )
+        if not self._task_names:
+            raise ValueError(Errors.E012.format(name=self.name))
+        if init_from is not None:
+            self._init_from(Path(init_from), labels)
+        else:
+            self.cfg["labels"] = labels or self._collect_labels(
+                self._task_names, list(get_examples())
+            )
+            self.model.attrs["classes"] = {
+                name: task.classes(self.label_data[name])
+                for name, task in self._task_objects().items()
+            }
+            self.model.initialize()
+        self._check_consumers()
+
+    def _collect_labels(self, tasks: list[str], examples: list[Example]) -> dict[str, list[str]]:
+        collected = {}
+        for name in tasks:
+            task = get_task(name, self.name)
+            collected[name] = task.labels(examples)
+            if not collected[name]:
+                raise ValueError(
+                    Errors.E013.format(
+                        n_docs=len(examples), task=name, what=task.annotation, name=self.name
+                    )
+                )
+        return collected
+
+    def _init_from(self, path: Path, labels: dict[str, list[str]] | None) -> None:
+        def fail(problem: str) -> ValueError:
+            return ValueError(Errors.E017.format(name=self.name, path=path, problem=problem))
+
+        if not (path / "config.cfg").is_file():
+            raise fail("there is no pipeline in this folder")
+        config = Config().from_disk(path / "config.cfg", interpolate=False)
+        if config["components"].get(self.name, {}).get("factory") != "earlyexit_transformer":
+            raise fail(f"it has no earlyexit_transformer named '{self.name}'")
+        others = [name for name in config["nlp"]["pipeline"] if name != self.name]
+        stage1: EarlyExitTransformer = spacy.load(path, exclude=others).get_pipe(self.name)  # type: ignore[assignment]
+        stored = stage1.label_data
+        wanted = labels or {task: stored.get(task, []) for task in self._task_names or []}
+        if wanted != stored:
+            raise ValueError(Errors.E018.format(path=path, old=stored, new=wanted))
+        self.model.from_bytes(stage1.model.to_bytes())
+        self.cfg["labels"] = stored
+
+    def _check_consumers(self) -> None:
+        for consumer in self.consumers:
+            consumer.check(self)
+
+    # --- scoring ---------------------------------------------------------------------------
+
+    def score(self, examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
+        """Scores of the registered scorer. It is handed this component while it is being trained,
+        so that it can search thresholds for choosing a checkpoint.
+
+        examples (Iterable[Example]): Examples with predictions.
+        RETURNS (Dict[str, Any]): exit_layer_mean, exit_speedup and, in training, exit_score.
+        """
+        if self.scorer is None:
+            return {}
+        transformer = self if self.trained_here else None
+        return self.scorer(examples, transformer=transformer, **kwargs)
+
+    # --- links to the components behind it -------------------------------------------------
+
+    # spaCy assigns listener_map = {} before it links a pipeline's components anew.
+    @property
+    def listener_map(self) -> dict[str, list[Model]]:
+        """RETURNS (Dict[str, List[Model]]): Listening layers by component."""
+        return self._listener_map
+
+    @listener_map.setter
+    def listener_map(self, value: dict[str, list[Model]]) -> None:
+        self._listener_map = value
+        self.consumers = []
+
+    @property
+    def listeners(self) -> list[Model]:
+        """RETURNS (List[Model]): Listening layers of the components behind it."""
+        return [listener for own in self.listener_map.values() for listener in own]
+
+    @property
+    def listening_components(self) -> list[str]:
+        """RETURNS (List[str]): Names of the components that listen."""
+        return list(self.listener_map)
+
+    def add_listener(self, listener: Model, component_name: str) -> None:
+        """Add a listening layer of a component behind it."""
+        own = self.listener_map.setdefault(component_name, [])
+        if listener not in own:
+            own.append(listener)
+
+    def remove_listener(self, listener: Model, component_name: str) -> bool:
+        """Remove a listening layer. RETURNS (bool): Whether it was there."""
+        if listener not in self.listener_map.get(component_name, []):
+            return False
+        self.listener_map[component_name].remove(listener)
+        if not self.listener_map[component_name]:
+            del self.listener_map[component_name]
+        return True
+
+    def find_listeners(self, component: Any) -> None:
+        """Link a component behind this one if it reads this transformer's exits."""
+        if isinstance(component, ExitConsumer) and component.upstream in ("*", self.name):
+            component.transformer = self
+            self.consumers.append(component)
+
+    # --- serialisation ---------------------------------------------------------------------
+
+    def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
+        """Serialize the component. See spaCy's TrainablePipe.to_bytes."""
+        self._store_exit()
+        return super().to_bytes(exclude=exclude)
+
+    def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = ()) -> Any:
+        """Load the component. See spaCy's TrainablePipe.from_bytes."""
+        super().from_bytes(bytes_data, exclude=exclude)
+        return self._loaded()
+
+    def to_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> None:
+        """Serialize the component. See spaCy's TrainablePipe.to_disk."""
+        self._store_exit()
+        super().to_disk(path, exclude=exclude)
+
+    def from_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> Any:
+        """Load the component. See spaCy's TrainablePipe.from_disk."""
+        super().from_disk(path, exclude=exclude)
+        return self._loaded()
+
+    def _store_exit(self) -> None:
+        value = self._exit
+        self.cfg["exit"] = value if value is None or isinstance(value, str) else value.to_config()
+        # What the stored config.cfg says, to notice at load that something else was given.
+        given = self._exit_given
+        self.cfg["exit_in_config"] = given if isinstance(given, str) else None
+
+    def _loaded(self) -> "EarlyExitTransformer":
+        """Settle the exit setting: given at load, then stored, then full depth."""
+        self._task_names = list(self.label_data) or self._task_names
+        if self._exit_given == self.cfg.get("exit_in_config"):
+            stored = self.cfg["exit"]
+            self._exit = (
+                registry.resolve({"e": stored})["e"] if isinstance(stored, dict) else stored
+            )
+        if self.label_data:
+            self._resolve(self._exit)  # a wrong setting fails here, not at the first text
+        self._scrub_config()
+        return self
+
+    def _scrub_config(self) -> None:
+        """A criterion given at load lives on in this component's own data; the pipeline's config
+        keeps null, because a block given over a stored block can be ignored silently at load.
+        """
+        nlp = self._nlp()
+        if nlp is not None and self.name in nlp._pipe_configs:
+            config = nlp.get_pipe_config(self.name)
+            if isinstance(config.get("exit"), dict):
+                config["exit"] = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # spaCy's compiled base class brings its own, whose state ends with __dict__.
+        rebuild, args, state = super().__reduce__()  # type: ignore[misc]
+        # Under spawn the workers get no nlp: settle now what depends on it and on the context.
+        own = self.__dict__.copy()
+        own["_nlp"] = _no_nlp
+        own["consumers"] = [c for c in self.consumers if set(c.tasks) <= set(self.active_tasks)]
+        own["_pending"] = []
+        if id(self) in _override.get():
+            own["_exit"] = self.criterion
+        return rebuild, args, (*state[:-1], own)
+
+
+def _no_nlp() -> None:
+    """Stands for the weak reference to a pipeline that is not there."""
+
+
+def _criterion(block: dict[str, Any]) -> ExitCriterion:
+    return registry.resolve({"exit": block})["exit"]
+
+
+def _check_exit(value: Any) -> None:
+    if value is None or isinstance(value, str):
+        return
+    if not all(hasattr(value, attr) for attr in ("checks", "validate", "to_config")):
+        raise ValueError(Errors.E010.format(value=value))
+
+
+def _confidence(scores: np.ndarray, slices: list[slice]) -> np.ndarray:
+    """Probability of the best class, of the least confident task, shape (n_words,)."""
+    worst = np.ones(len(scores), dtype=np.float32)
+    for part in slices:
+        own = scores[:, part] - scores[:, part].max(axis=1, keepdims=True)
+        worst = np.minimum(worst, 1.0 / np.exp(own).sum(axis=1))
+    return worst
+
+
+_fork_hook_installed = False
+
+
+def _one_thread_in_forks() -> None:
+    """torch's thread pool does not survive a fork: a forked worker that uses it hangs."""
+    global _fork_hook_installed
+    if not _fork_hook_installed and hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
+        _fork_hook_installed = True
+
+
+def _after_fork() -> None:
+    torch.set_num_threads(1)
+    # The tokenizers library would print a warning about the fork otherwise.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"

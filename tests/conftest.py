@@ -1,0 +1,118 @@
+"""Fixtures: a tiny random encoder on disk, small gold data, and the shared real data."""
+
+from pathlib import Path
+
+import pytest
+import spacy
+import torch
+from spacy.tokens import Doc
+from spacy.training import Example
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+
+TEXTS = [
+    ("Anna Smith lives in New York .", [(0, 2, "PER"), (4, 6, "LOC")]),
+    ("Berlin is nice", [(0, 1, "LOC")]),
+    ("nothing to see here , move along please", []),
+    (
+        "Bob met Anna in Paris and Berlin",
+        [(0, 1, "PER"), (2, 3, "PER"), (4, 5, "LOC"), (6, 7, "LOC")],
+    ),
+    ("she said hello", []),
+    ("New York", [(0, 2, "LOC")]),
+]
+
+
+def make_encoder(path: Path, n_layers: int = 4, n_positions: int = 64, **settings) -> Path:
+    """A BERT with random weights and a character-level WordPiece vocabulary."""
+    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,!?'-@#0123456789"
+    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "New", "York", "in", "Anna"]
+    vocab += list(letters) + [f"##{c}" for c in letters]
+    tokenizer = Tokenizer(models.WordPiece({v: i for i, v in enumerate(vocab)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+        mask_token="[MASK]",
+    ).save_pretrained(path)
+    torch.manual_seed(0)
+    settings = {
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        # large enough that random layers and units differ clearly
+        "initializer_range": 0.2,
+        **settings,
+    }
+    config = BertConfig(
+        vocab_size=len(vocab),
+        num_hidden_layers=n_layers,
+        max_position_embeddings=n_positions,
+        **settings,
+    )
+    BertModel(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory) -> str:
+    return str(make_encoder(tmp_path_factory.mktemp("encoder")))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    if not SHARED.is_dir():
+        pytest.skip(f"the folder with real data and encoder is missing: {SHARED}")
+    return SHARED
+
+
+def make_examples(nlp) -> list[Example]:
+    examples = []
+    for text, ents in TEXTS:
+        words = text.split()
+        tags = ["O"] * len(words)
+        for start, end, label in ents:
+            tags[start:end] = [f"B-{label}"] + [f"I-{label}"] * (end - start - 1)
+        gold = Doc(nlp.vocab, words=words, ents=tags)
+        examples.append(Example(Doc(nlp.vocab, words=words), gold))
+    return examples
+
+
+def make_nlp(encoder: str, seed: int = 0, **config):
+    """A small untrained pipeline with an earlyexit_transformer and an earlyexit_ner."""
+    spacy.util.fix_random_seed(seed)
+    nlp = spacy.blank("en")
+    model = {"@architectures": "spacy-earlyexit.MultiExitTransformer.v1", "name": encoder}
+    model.update(config.pop("model", {}))
+    nlp.add_pipe(
+        "earlyexit_transformer",
+        name="transformer",
+        config={"tasks": ["ner"], "model": model, **config},
+    )
+    nlp.add_pipe("earlyexit_ner", name="ner")
+    nlp.initialize(lambda: make_examples(nlp))
+    return nlp
+
+
+@pytest.fixture
+def nlp(encoder):
+    return make_nlp(encoder)
+
+
+@pytest.fixture(scope="session")
+def trained(encoder):
+    """Over-fitted on the six sentences; do not change it."""
+    nlp = make_nlp(encoder)
+    examples = make_examples(nlp)
+    optimizer = nlp.resume_training()
+    optimizer.learn_rate = 2e-3
+    for _ in range(60):
+        nlp.update(examples, sgd=optimizer)
+    return nlp

@@ -1,0 +1,94 @@
+"""A slow, plain, masked reference of the multi-exit forward pass, one unit at a time.
+
+Written from the method alone: every layer is computed for all positions, halted positions are put
+back from the layer before, windows are Python loops. The engine has to equal it.
+"""
+
+import math
+
+import torch
+
+
+def layer_forward(layer, x, n_heads):
+    """One full post-norm layer over a unit (N, H), every position a query."""
+    n, hidden = x.shape
+    d = hidden // n_heads
+    q = layer.query(x)
+    k, v = layer.key_value(x).chunk(2, dim=-1)
+    heads = []
+    for h in range(n_heads):
+        part = slice(h * d, (h + 1) * d)
+        weights = torch.softmax(q[:, part] @ k[:, part].T / math.sqrt(d), dim=-1)
+        heads.append(weights @ v[:, part])
+    a = layer.attention_norm(x + layer.output(torch.cat(heads, dim=-1)))
+    return layer.norm(a + layer.outer(layer.activation(layer.inner(a))))
+
+
+def entropy(scores, slices):
+    """Normalised entropy of the most uncertain task, per word."""
+    worst = []
+    for row in scores:
+        values = []
+        for part in slices.values():
+            p = torch.softmax(row[part], dim=-1)
+            terms = [-(x * torch.log(x)) if x > 0 else x * 0 for x in p]
+            values.append(sum(terms) / math.log(len(p)))
+        worst.append(max(values))
+    return torch.stack(worst)
+
+
+def run_unit(module, ids, row_word, word_row, slices, decide):
+    """All layers of one unit.
+
+    decide(layer, uncertainty (n_words,)) -> list of bool: which words may leave.
+    RETURNS: scores at exit (n_words, C), exit layers, all layers' scores, final rows, MACs.
+    """
+    encoder, offramps = module.encoder, module.offramps
+    config = encoder.config
+    n_words = len(word_row)
+    x = encoder.embed(ids, torch.arange(len(ids)))
+    exit_layer = [0] * n_words
+    at_exit = [None] * n_words
+    layer_scores = []
+    macs = 0
+    for number in range(1, config.n_layers + 1):
+        if all(exit_layer):
+            break
+        active = [w < 0 or exit_layer[w] == 0 for w in row_word.tolist()]
+        new = layer_forward(encoder.layers[number - 1], x, config.n_heads)
+        x = torch.stack([n if a else o for n, o, a in zip(new, x, active, strict=True)])
+        n_active, n_rows = sum(active), len(active)
+        h = config.hidden
+        macs += 2 * h * h * (n_active + n_rows)
+        macs += 2 * h * n_active * n_rows + 2 * h * config.inner * n_active
+        scores = offramps(number, x[word_row])
+        layer_scores.append(scores)
+        certain = decide(number, entropy(scores, slices))
+        for w in range(n_words):
+            if exit_layer[w] == 0 and (certain[w] or number == config.n_layers):
+                exit_layer[w] = number
+                at_exit[w] = scores[w]
+    return torch.stack(at_exit), exit_layer, layer_scores, x, macs
+
+
+def token_rule(threshold, window):
+    """TOKEE, word by word."""
+
+    def decide(layer, u):
+        n = len(u)
+        return [
+            max(u[i].item() for i in range(n) if abs(i - j) <= window) < threshold
+            for j in range(n)
+        ]
+
+    return decide
+
+
+def sentence_rule(threshold):
+    """SENTEE."""
+    return lambda layer, u: [max(u.tolist()) < threshold] * len(u)
+
+
+def given_rule(exits):
+    """Exits that were fixed beforehand."""
+    return lambda layer, u: [e <= layer for e in exits]

@@ -1,0 +1,326 @@
+"""The checks (a)-(g) of the method, forward and backward, against the masked reference."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from reference import given_rule, run_unit, sentence_rule, token_rule
+
+from spacy_earlyexit.criteria import FixedExit, SentenceExit, TokenExit, window_max
+from spacy_earlyexit.encoders import Encoder, EncoderConfig
+from spacy_earlyexit.engine import MultiExitModule, full_depth_macs, layer_macs, run
+from spacy_earlyexit.offramps import IGNORE, OffRamps, joint_loss, uncertainty
+from spacy_earlyexit.pieces import Pieces
+
+CONFIG = EncoderConfig(
+    family="bert",
+    n_vocab=50,
+    n_types=2,
+    n_positions=40,
+    first_position=0,
+    n_layers=4,
+    n_heads=2,
+    hidden=8,
+    inner=12,
+    activation="gelu",
+    norm_eps=1e-12,
+    hidden_dropout=0.0,
+    attention_dropout=0.0,
+)
+CLASSES = {"ner": ["O", "B-X", "I-X"], "pos": ["A", "B", "C", "D"]}
+TASKS = list(CLASSES)
+
+
+def make_module(seed=0, dtype=torch.float64):
+    torch.manual_seed(seed)
+    module = MultiExitModule(Encoder(CONFIG), OffRamps(CLASSES, CONFIG.n_layers, CONFIG.hidden, 0.0))
+    for name, parameter in module.named_parameters():
+        # Large enough that words, layers and units differ clearly.
+        torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.7)
+    return module.to(dtype).eval()
+
+
+def make_pieces(words_per_unit, seed=0):
+    """Units of words of 1-3 pieces."""
+    rng = np.random.default_rng(seed)
+    ids, row_word, word_row, unit_starts, word_starts = [], [], [], [0], [0]
+    for n_words in words_per_unit:
+        row_word.append(-1)
+        for _ in range(n_words):
+            word = len(word_row)
+            word_row.append(len(row_word))
+            row_word.extend([word] * int(rng.integers(1, 4)))
+        row_word.append(-1)
+        unit_starts.append(len(row_word))
+        word_starts.append(len(word_row))
+    ids = rng.integers(0, CONFIG.n_vocab, len(row_word))
+    n_words, n_units = len(word_row), len(words_per_unit)
+    counts = np.diff(word_starts)
+    return Pieces(
+        ids=ids,
+        unit_starts=np.asarray(unit_starts),
+        row_word=np.asarray(row_word),
+        word_row=np.asarray(word_row),
+        word_starts=np.asarray(word_starts),
+        word_doc=np.repeat(np.arange(n_units), counts),
+        word_token=np.concatenate([np.arange(c) for c in counts]),
+        owned=np.ones(n_words, dtype=bool),
+        unit_doc=np.arange(n_units),
+        unit_bounds=np.stack([np.zeros_like(counts), counts], axis=1),
+    )
+
+
+class GivenExit:
+    """Exit layers fixed beforehand, one per word of the batch."""
+
+    def __init__(self, exits):
+        self.exits = np.asarray(exits)
+
+    def checks(self, layer):
+        return True
+
+    def __call__(self, layer, uncertainty, words):
+        return torch.from_numpy(self.exits[words.word_id] <= layer)
+
+
+def engine(module, pieces, criterion, **kwargs):
+    """Run all units in one batch; results in the pieces' order of words."""
+    units = np.argsort(np.diff(pieces.unit_starts), kind="stable")
+    batch, out = run(module, pieces, units, criterion, TASKS, **kwargs)
+    words = batch.pieces_word
+    scores = torch.empty_like(out.scores)
+    scores[torch.from_numpy(words)] = out.scores
+    exits = np.empty(len(words), dtype=int)
+    exits[words] = out.exit_layer
+    macs = np.empty(len(units))
+    macs[units] = out.macs
+    states = None
+    if out.states is not None:
+        states = torch.empty_like(out.states)
+        states[torch.from_numpy(batch.pieces_row)] = out.states
+    return scores, exits, macs, states, (batch, out)
+
+
+def reference(module, pieces, rule_of_unit):
+    """The same from the reference, unit by unit."""
+    scores, exits, macs, states, layers = [], [], [], [], []
+    for u in range(pieces.n_units):
+        rows = slice(*pieces.unit_starts[u : u + 2])
+        words = slice(*pieces.word_starts[u : u + 2])
+        row_word = pieces.row_word[rows]
+        row_word = np.where(row_word >= 0, row_word - words.start, -1)
+        result = run_unit(
+            module,
+            torch.from_numpy(pieces.ids[rows]),
+            row_word,
+            torch.from_numpy(pieces.word_row[words] - rows.start),
+            module.offramps.slices,
+            rule_of_unit(u),
+        )
+        scores.append(result[0])
+        exits.extend(result[1])
+        layers.append(result[2])
+        states.append(result[3])
+        macs.append(result[4])
+    return torch.cat(scores), np.asarray(exits), np.asarray(macs, float), torch.cat(states), layers
+
+
+def assert_equal(ours, theirs):
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-9, atol=1e-9)
+    np.testing.assert_array_equal(ours[1], theirs[1])
+    np.testing.assert_allclose(ours[2] - offramp_macs(ours[1], theirs), theirs[2])
+    torch.testing.assert_close(ours[3], theirs[3], rtol=1e-9, atol=1e-9)
+
+
+def offramp_macs(exits, theirs):
+    """What the off-ramps cost: one per layer that a unit was alive in."""
+    per_word = CONFIG.hidden * sum(map(len, CLASSES.values()))
+    return np.asarray([len(layers) * len(layers[0]) * per_word for layers in theirs[4]], float)
+
+
+LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
+SLOW = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@SLOW
+@given(LENGTHS, st.integers(0, 3), st.floats(0.05, 1.0), st.integers(0, 5))
+def test_token_exit_equals_reference(lengths, window, threshold, seed):
+    """(c), (e) and the rule itself, for random lengths, windows and thresholds."""
+    module, pieces = make_module(seed), make_pieces(lengths, seed)
+    ours = engine(module, pieces, TokenExit(threshold, window), states=True)
+    assert_equal(ours, reference(module, pieces, lambda u: token_rule(threshold, window)))
+
+
+@SLOW
+@given(LENGTHS, st.floats(0.3, 1.0), st.integers(0, 5))
+def test_sentence_exit_equals_reference(lengths, threshold, seed):
+    module, pieces = make_module(seed), make_pieces(lengths, seed)
+    ours = engine(module, pieces, SentenceExit(threshold), states=True)
+    assert_equal(ours, reference(module, pieces, lambda u: sentence_rule(threshold)))
+
+
+@SLOW
+@given(LENGTHS, st.integers(0, 10_000))
+def test_given_exits_equal_reference_forward_and_backward(lengths, seed):
+    """(c): the gathering path equals the masked one for any exits, and so do its gradients."""
+    module, pieces = make_module(seed % 7), make_pieces(lengths, seed)
+    exits = np.random.default_rng(seed).integers(1, CONFIG.n_layers + 1, sum(lengths))
+    units = np.argsort(np.diff(pieces.unit_starts), kind="stable")
+    order = np.concatenate([np.arange(*pieces.word_starts[u : u + 2]) for u in units])
+    ours = engine(module, pieces, GivenExit(exits[order]), states=True, every_offramp=True)
+    theirs = reference(
+        module, pieces, lambda u: given_rule(exits[slice(*pieces.word_starts[u : u + 2])])
+    )
+    np.testing.assert_array_equal(ours[1], exits)
+    assert_equal(ours, theirs)
+
+    weight = torch.randn(ours[3].shape, dtype=torch.float64)
+    gradients = []
+    for scores, states in ((ours[0], ours[3]), (theirs[0], theirs[3])):
+        module.zero_grad()
+        ((states * weight).sum() + (scores**2).sum()).backward(retain_graph=True)
+        gradients.append([p.grad.clone() for p in module.parameters() if p.grad is not None])
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
+
+
+def test_threshold_zero_is_full_depth():
+    """(a)"""
+    module, pieces = make_module(), make_pieces([3, 7, 1, 5])
+    full = engine(module, pieces, None)
+    zero = engine(module, pieces, TokenExit(0.0, 1))
+    assert torch.equal(full[0], zero[0])
+    assert (zero[1] == CONFIG.n_layers).all()
+    np.testing.assert_array_equal(full[2], zero[2])
+
+
+@pytest.mark.parametrize("criterion", [TokenExit(1.1, 2), SentenceExit(1.1), FixedExit(1)])
+def test_threshold_above_one_leaves_at_layer_one(criterion):
+    """(b)"""
+    _, exits, _, _, _ = engine(make_module(), make_pieces([3, 7, 1]), criterion)
+    assert (exits == 1).all()
+
+
+def test_full_depth_costs_the_formula():
+    """(d): L · (12H²-type terms) exactly, and one off-ramp."""
+    module, pieces = make_module(), make_pieces([3, 7, 1, 5])
+    _, _, macs, _, _ = engine(module, pieces, None)
+    rows, words = np.diff(pieces.unit_starts), np.diff(pieces.word_starts)
+    h, f, n_layers = CONFIG.hidden, CONFIG.inner, CONFIG.n_layers
+    layer = 4 * h * h * rows + 2 * h * rows**2 + 2 * h * f * rows
+    expected = n_layers * layer + h * 7 * words
+    np.testing.assert_array_equal(macs, expected)
+    np.testing.assert_array_equal(full_depth_macs(CONFIG, rows, words, 7), expected)
+    # with F = 4H the linear part is 12H² per row; a halted row costs a sixth of that
+    h = CONFIG.hidden
+    one, none = np.asarray([1]), np.asarray([0])
+    assert layer_macs(CONFIG, none, one)[0] == 2 * h * h
+
+
+def test_window_blocks_exactly_k_neighbours():
+    """(f): clipped at the unit's edges, and never reaching the next unit."""
+
+    class Layout:
+        word_unit = torch.tensor([0] * 7 + [1] * 3)
+        n_units = 2
+
+    for window in (0, 1, 2, 3, 20):
+        for hard in (0, 3, 6, 7):
+            u = torch.zeros(10)
+            u[hard] = 1.0
+            blocked = window_max(u, Layout, window) > 0.5
+            first, last = (0, 6) if hard < 7 else (7, 9)
+            expected = [
+                first <= j <= last and abs(j - hard) <= window for j in range(10)
+            ]
+            assert blocked.tolist() == expected
+
+
+def test_result_does_not_depend_on_the_batch():
+    """(g)"""
+    module, pieces = make_module(), make_pieces([3, 7, 1, 5, 9, 2])
+    criterion = TokenExit(0.7, 1)
+    together = engine(module, pieces, criterion)
+    assert len(set(together[1])) > 1, "the setting has to make words leave at several layers"
+    for u in range(pieces.n_units):
+        batch, out = run(module, pieces, np.asarray([u]), criterion, TASKS)
+        words = batch.pieces_word
+        np.testing.assert_array_equal(out.exit_layer, together[1][words])
+        torch.testing.assert_close(out.scores, together[0][words], rtol=1e-9, atol=1e-9)
+
+
+def test_finished_units_and_halted_rows_are_not_computed(monkeypatch):
+    """What is thrown away is never multiplied: rows that go into each feed-forward."""
+    module, pieces = make_module(), make_pieces([2, 6, 4])
+    seen = []
+    for layer in module.encoder.layers:
+        layer.inner.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    exits = np.asarray([1, 1] + [4, 1, 1, 1, 1, 1] + [2, 2, 3, 3])
+    units = np.argsort(np.diff(pieces.unit_starts), kind="stable")
+    order = np.concatenate([np.arange(*pieces.word_starts[u : u + 2]) for u in units])
+    engine(module, pieces, GivenExit(exits[order]))
+    rows_of = np.bincount(pieces.row_word[pieces.row_word >= 0], minlength=12)
+    expected = []
+    for layer in range(1, 5):
+        n = 0
+        for u in range(3):
+            words = slice(*pieces.word_starts[u : u + 2])
+            alive = exits[words] >= layer
+            n += rows_of[words][alive].sum() + (2 if alive.any() else 0)
+        expected.append(n)
+    assert seen == expected
+
+
+def test_loss_gradient_is_numeric():
+    """Joint loss through halt-and-copy at given exits, in double precision."""
+    module, pieces = make_module(3), make_pieces([2, 4])
+    exits = np.asarray([1, 3, 2, 4, 1, 2])
+    gold = {"ner": torch.tensor([0, 1, 2, IGNORE, 0, 0]), "pos": torch.tensor([3, 0, 1, 1, 2, 0])}
+
+    def loss():
+        units = np.arange(2)
+        _, out = run(module, pieces, units, GivenExit(exits), TASKS, every_offramp=True)
+        return joint_loss(out.layer_scores, gold, module.offramps.slices)
+
+    loss().backward()
+    generator = np.random.default_rng(0)
+    for name, parameter in module.named_parameters():
+        flat, gradient = parameter.data.view(-1), parameter.grad.view(-1)
+        for i in generator.choice(len(flat), size=min(4, len(flat)), replace=False):
+            old = flat[i].item()
+            flat[i] = old + 1e-6
+            up = loss().item()
+            flat[i] = old - 1e-6
+            down = loss().item()
+            flat[i] = old
+            assert (up - down) / 2e-6 == pytest.approx(gradient[i].item(), abs=1e-6), name
+
+
+def test_joint_loss_weights():
+    """sum_l l·CE_l / sum_l l, averaged over words with gold."""
+    scores = torch.randn(3, 4, 3)
+    layers = [(i + 1, torch.arange(4), scores[i]) for i in range(3)]
+    gold = torch.tensor([0, 2, IGNORE, 1])
+    keep = gold != IGNORE
+    ce = [torch.nn.functional.cross_entropy(s[keep], gold[keep]) for s in scores]
+    expected = (1 * ce[0] + 2 * ce[1] + 3 * ce[2]) / 6
+    loss = joint_loss(layers, {"ner": gold}, {"ner": slice(0, 3)})
+    torch.testing.assert_close(loss, expected)
+
+
+def test_uncertainty_bounds_and_stability():
+    slices = {"a": slice(0, 3), "b": slice(3, 4)}
+    flat, sharp = torch.zeros(1, 4), torch.tensor([[1e4, 0.0, -1e4, 7.0]])
+    assert uncertainty(flat, slices).item() == pytest.approx(1.0)
+    assert uncertainty(sharp, slices).item() == 0.0
+
+
+def test_most_uncertain_task_rules():
+    scores = torch.tensor([[9.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 9.0, 0.0, 0.0]])
+    slices = {"a": slice(0, 2), "b": slice(2, 5)}
+    each = torch.maximum(
+        uncertainty(scores[:, :2], {"a": slice(0, 2)}),
+        uncertainty(scores[:, 2:], {"b": slice(0, 3)}),
+    )
+    torch.testing.assert_close(uncertainty(scores, slices), each)
