@@ -1,0 +1,356 @@
+"""Fine-tune a plain Hugging Face token classifier: the peer of the early-exit model."""
+
+import random
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import spacy
+import torch
+import typer
+from spacy.scorer import get_ner_prf
+from spacy.tokens import Doc, DocBin
+from spacy.training import Example
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+from transformers import (
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    get_linear_schedule_with_warmup,
+    set_seed,
+)
+
+from spacy_earlyexit.files import write_json
+
+IGNORED = -100  # the target that torch's cross-entropy passes over
+WEIGHT_DECAY = 0.01
+WARMUP = 0.1
+MAX_GRAD_NORM = 1.0
+# Sorting by length only inside buckets of this many batches leaves the order mostly random.
+BUCKET_BATCHES = 16
+
+app = typer.Typer(add_completion=False)
+
+
+class Encoded(NamedTuple):
+    """A sentence's pieces, and where each word's first piece is (None for a word without one)."""
+
+    pieces: list[int]
+    firsts: list[int | None]
+
+
+class Peer(NamedTuple):
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    labels: list[str]
+    max_pieces: int
+
+
+@app.command()
+def train_plain_cli(
+    train_path: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
+    dev_path: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
+    encoder: Annotated[str, typer.Option(help="Hub name or folder of a Hugging Face encoder")],
+    output: Annotated[Path, typer.Option(help="JSON file for the metrics")],
+    test: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
+    epochs: Annotated[int, typer.Option(min=1)] = 6,
+    batch_words: Annotated[int, typer.Option(min=1)] = 600,
+    learn_rate: float = 1e-4,
+    head_scale: Annotated[
+        float, typer.Option(help="The classifier's learning rate is this times the encoder's")
+    ] = 10.0,
+    seed: int = 0,
+    limit: Annotated[int, typer.Option(help="First dev and test Docs only, 0 for all")] = 0,
+    threads: Annotated[int | None, typer.Option(help="Threads for torch", min=1)] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Stop early, for tests", min=1)] = None,
+) -> None:
+    """Fine-tune a token classifier on gold tokens; keep the epoch that is best on dev."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    metrics = train_plain(
+        read_docs(train_path),
+        read_docs(dev_path, limit),
+        encoder,
+        test=None if test is None else read_docs(test, limit),
+        epochs=epochs,
+        batch_words=batch_words,
+        learn_rate=learn_rate,
+        head_scale=head_scale,
+        seed=seed,
+        max_steps=max_steps,
+    )
+    write_json(output, metrics)
+
+
+def train_plain(
+    train: Sequence[Doc],
+    dev: Sequence[Doc],
+    encoder: str,
+    *,
+    test: Sequence[Doc] | None = None,
+    epochs: int = 6,
+    batch_words: int = 600,
+    learn_rate: float = 1e-4,
+    head_scale: float = 10.0,
+    seed: int = 0,
+    max_steps: int | None = None,
+) -> dict[str, Any]:
+    """Train, choose the epoch by its dev score and return the metrics.
+
+    `train_seconds` leaves out the predictions on dev; `words_per_second` is the prediction of
+    test from words to annotated Docs.
+    """
+    set_seed(seed)
+    peer = load_peer(encoder, train)
+    model = peer.model
+    encoded = encode(peer, train)
+    targets = [encode_labels(peer, doc, sent) for doc, sent in zip(train, encoded, strict=True)]
+    rng = random.Random(seed)
+    plan = [shuffled_batches(train, encoded, batch_words, rng) for _ in range(epochs)]
+    steps = sum(map(len, plan))
+    if max_steps is not None:
+        steps = min(steps, max_steps)
+    optimizer = make_optimizer(model, learn_rate, head_scale)
+    schedule = get_linear_schedule_with_warmup(optimizer, int(WARMUP * steps), steps)
+    history: list[dict[str, float]] = []
+    train_seconds, step = 0.0, 0
+    best_dev: dict[str, float] | None = None
+    best_weights: dict[str, torch.Tensor] = {}
+    progress = tqdm(total=steps, unit="step", disable=None)
+    for epoch, batches in enumerate(plan, start=1):
+        batches = batches[: steps - step]
+        if not batches:
+            break
+        model.train()
+        losses = []
+        start = time.perf_counter()
+        for batch in batches:
+            inputs = collate(peer, [encoded[i] for i in batch])
+            loss = model(**inputs, labels=pad([targets[i] for i in batch], IGNORED)).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+            progress.update()
+        seconds = time.perf_counter() - start
+        train_seconds += seconds
+        step += len(batches)
+        scores = evaluate(peer, dev, batch_words)
+        history.append({"epoch": epoch, "loss": statistics.fmean(losses), "dev_f": scores["f"]})
+        say(f"epoch {epoch}: loss {history[-1]['loss']:.4f}, dev {show(scores)}, {seconds:.0f} s")
+        if best_dev is None or scores["f"] > best_dev["f"]:
+            best_dev = scores
+            best_weights = {name: value.clone() for name, value in model.state_dict().items()}
+    progress.close()
+    model.load_state_dict(best_weights)
+    test_scores = words_per_second = None
+    if test is not None:
+        start = time.perf_counter()
+        predicted = predict(peer, test, batch_words)
+        words_per_second = sum(map(len, test)) / (time.perf_counter() - start)
+        test_scores = score(predicted, test)
+        say(f"test {show(test_scores)}, {words_per_second:.0f} words per second")
+    return {
+        "system": "plain",
+        "encoder": Path(encoder).name,
+        "epochs": epochs,
+        "batch_words": batch_words,
+        "learn_rate": learn_rate,
+        "head_scale": head_scale,
+        "seed": seed,
+        "history": history,
+        "dev": best_dev,
+        "test": test_scores,
+        "train_seconds": train_seconds,
+        "words_per_second": words_per_second,
+        "versions": {name: version(name) for name in ("spacy", "torch", "transformers")},
+    }
+
+
+# The next three functions are all that knows which annotation is learned.
+def read_labels(doc: Doc) -> list[str]:
+    """One label per word, "" for a word that has no annotation."""
+    return [f"{w.ent_iob_}-{w.ent_type_}" if w.ent_type else w.ent_iob_ for w in doc]
+
+
+def write_labels(doc: Doc, labels: Sequence[str]) -> Doc:
+    """A copy of the Doc's words that carries the predicted labels and nothing else."""
+    return Doc(
+        doc.vocab,
+        words=[word.text for word in doc],
+        spaces=[bool(word.whitespace_) for word in doc],
+        ents=repair_iob(labels),
+    )
+
+
+def score(predicted: Iterable[Doc], gold: Iterable[Doc]) -> dict[str, float]:
+    """Precision, recall and F of whole entities, as fractions."""
+    prf = get_ner_prf([Example(x, y) for x, y in zip(predicted, gold, strict=True)])
+    # None where nothing was there to score.
+    return {key: prf[f"ents_{key}"] or 0.0 for key in ("p", "r", "f")}
+
+
+def repair_iob(labels: Sequence[str]) -> list[str]:
+    """Let an I-x that continues no entity of its type begin one."""
+    repaired = []
+    previous = "O"
+    for label in labels:
+        if label.startswith("I-") and label[2:] != previous[2:]:
+            label = f"B-{label[2:]}"
+        repaired.append(label)
+        previous = label
+    return repaired
+
+
+def show(scores: dict[str, float]) -> str:
+    return " ".join(f"{key.upper()} {value:.4f}" for key, value in scores.items())
+
+
+def say(line: str) -> None:
+    tqdm.write(line)  # above the progress bar
+    sys.stdout.flush()  # a log file shows an epoch when it ends, not when the run does
+
+
+def read_docs(path: Path, limit: int = 0) -> list[Doc]:
+    # A blank pipeline's vocab, since the language plays no part with gold tokens.
+    docs = list(DocBin().from_disk(path).get_docs(spacy.blank("xx").vocab))
+    return docs[: limit or None]
+
+
+def load_peer(encoder: str, train: Iterable[Doc]) -> Peer:
+    labels = sorted(set(chain.from_iterable(map(read_labels, train))) - {""})
+    if not labels:
+        raise ValueError("the training data has no labels")
+    tokenizer = AutoTokenizer.from_pretrained(encoder, use_fast=True)
+    model = AutoModelForTokenClassification.from_pretrained(
+        encoder,
+        id2label=dict(enumerate(labels)),
+        label2id={label: i for i, label in enumerate(labels)},
+    )
+    model.float()  # weights that are float16 on disk may be loaded as such
+    max_pieces = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+    return Peer(model, tokenizer, labels, max_pieces)
+
+
+def encode(peer: Peer, docs: Iterable[Doc]) -> list[Encoded]:
+    sentences = [[word.text for word in doc] for doc in docs]
+    encodings = peer.tokenizer(
+        sentences, is_split_into_words=True, truncation=True, max_length=peer.max_pieces
+    )
+    encoded = []
+    for i, words in enumerate(sentences):
+        firsts: list[int | None] = [None] * len(words)
+        # Backwards, so that a word's first piece is the one that stays.
+        for place, word in reversed(list(enumerate(encodings.word_ids(i)))):
+            if word is not None:
+                firsts[word] = place
+        encoded.append(Encoded(encodings["input_ids"][i], firsts))
+    without = sum(sent.firsts.count(None) for sent in encoded)
+    if without:
+        warnings.warn(
+            f"{without} words have no piece (cut off after {peer.max_pieces} pieces, or nothing "
+            "that the tokenizer keeps): they are not trained on and are predicted as O",
+            stacklevel=2,
+        )
+    return encoded
+
+
+def encode_labels(peer: Peer, doc: Doc, sent: Encoded) -> list[int]:
+    """The target of each piece: a word's label on its first one, nothing on the others."""
+    ids = peer.model.config.label2id
+    targets = [IGNORED] * len(sent.pieces)
+    for first, label in zip(sent.firsts, read_labels(doc), strict=True):
+        if first is not None:
+            targets[first] = ids.get(label, IGNORED)
+    return targets
+
+
+def shuffled_batches(
+    docs: Sequence[Doc], encoded: Sequence[Encoded], batch_words: int, rng: random.Random
+) -> list[list[int]]:
+    """The indices of one epoch's batches: in a random order, each of similar lengths."""
+    order = list(range(len(docs)))
+    rng.shuffle(order)
+    batches: list[list[int]] = []
+    for bucket in by_words(order, docs, BUCKET_BATCHES * batch_words):
+        bucket.sort(key=lambda i: len(encoded[i].pieces))
+        batches.extend(by_words(bucket, docs, batch_words))
+    rng.shuffle(batches)
+    return batches
+
+
+def by_words(order: Iterable[int], docs: Sequence[Doc], max_words: int) -> Iterator[list[int]]:
+    """Cut an order of Docs into groups of at most `max_words` words, or of one longer Doc."""
+    group: list[int] = []
+    words = 0
+    for i in order:
+        if group and words + len(docs[i]) > max_words:
+            yield group
+            group, words = [], 0
+        group.append(i)
+        words += len(docs[i])
+    if group:
+        yield group
+
+
+def collate(peer: Peer, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
+    return {
+        "input_ids": pad([sent.pieces for sent in batch], peer.tokenizer.pad_token_id),
+        "attention_mask": pad([[1] * len(sent.pieces) for sent in batch], 0),
+    }
+
+
+def pad(rows: Iterable[list[int]], value: int) -> torch.Tensor:
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=value)
+
+
+def make_optimizer(
+    model: PreTrainedModel, learn_rate: float, head_scale: float
+) -> torch.optim.Optimizer:
+    """AdamW; biases and norms (the parameters with one dimension) do not decay."""
+    groups = []
+    for is_head, rate in ((False, learn_rate), (True, learn_rate * head_scale)):
+        own = [p for n, p in model.named_parameters() if n.startswith("classifier.") == is_head]
+        groups += [
+            {"params": [p for p in own if p.ndim > 1], "lr": rate, "weight_decay": WEIGHT_DECAY},
+            {"params": [p for p in own if p.ndim <= 1], "lr": rate, "weight_decay": 0.0},
+        ]
+    try:
+        return torch.optim.AdamW(groups, lr=learn_rate, fused=True)
+    except RuntimeError:  # older releases of torch have no fused step on the CPU
+        return torch.optim.AdamW(groups, lr=learn_rate)
+
+
+def evaluate(peer: Peer, docs: Sequence[Doc], batch_words: int) -> dict[str, float]:
+    return score(predict(peer, docs, batch_words), docs)
+
+
+@torch.inference_mode()
+def predict(peer: Peer, docs: Sequence[Doc], batch_words: int) -> list[Doc]:
+    """Annotated copies of the Docs, in their order; the batches are sorted by length."""
+    peer.model.eval()
+    encoded = encode(peer, docs)
+    order = sorted(range(len(docs)), key=lambda i: len(encoded[i].pieces))
+    predicted: dict[int, Doc] = {}
+    for batch in by_words(order, docs, batch_words):
+        logits = peer.model(**collate(peer, [encoded[i] for i in batch])).logits
+        for i, ids in zip(batch, logits.argmax(-1).tolist(), strict=True):
+            labels = [
+                "O" if first is None else peer.labels[ids[first]] for first in encoded[i].firsts
+            ]
+            predicted[i] = write_labels(docs[i], labels)
+    return [predicted[i] for i in range(len(docs))]
+
+
+if __name__ == "__main__":
+    app()
