@@ -57,6 +57,30 @@ class NerTask(Task):
         return ["O"] + [f"{position}-{label}" for label in labels for position in "BI"]
 
 
+class TokenAttributeTask(Task):
+    """A string attribute of each token. Subclasses name it."""
+
+    attribute: str
+
+    def gold(self, example: Example) -> Sequence[str | None]:
+        if not example.reference.has_annotation(self.attribute):
+            return [None] * len(example.predicted)
+        # Misaligned tokens are None, tokens without the annotation an empty string.
+        return [value or None for value in example.get_aligned(self.attribute, as_string=True)]
+
+
+class TagTask(TokenAttributeTask):
+    """Fine-grained part-of-speech tags (XPOS)."""
+
+    annotation, attribute = "token.tag_", "TAG"
+
+
+class PosTask(TokenAttributeTask):
+    """Universal part-of-speech tags (UPOS)."""
+
+    annotation, attribute = "token.pos_", "POS"
+
+
 def _biluo_to_bio(tag: str | None) -> str | None:
     if tag is None or tag == "O":
         return tag

@@ -1,0 +1,142 @@
+"""Part-of-speech tags from the exit scores."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import numpy as np
+from spacy.attrs import POS, TAG
+from spacy.language import Language
+from spacy.parts_of_speech import IDS as POS_IDS
+from spacy.scorer import Scorer
+from spacy.tokens import Doc
+from spacy.training import Example
+from spacy.vocab import Vocab
+
+from ..errors import Errors
+from .consumer import ExitConsumer
+
+_ATTRIBUTES = {"tag": TAG, "pos": POS}
+
+
+@Language.factory(
+    "earlyexit_tagger",
+    assigns=["token.tag", "token.pos"],
+    requires=["doc._.exit_layers"],
+    default_config={
+        "tasks": ["tag", "pos"],
+        "upstream": "*",
+        "overwrite": False,
+        "scorer": {"@scorers": "spacy-earlyexit.tagger_scorer.v1"},
+    },
+    default_score_weights={"tag_acc": 0.5, "pos_acc": 0.5},
+)
+def make_tagger(
+    nlp: Language,
+    name: str,
+    tasks: list[str],
+    upstream: str,
+    overwrite: bool,
+    scorer: Callable | None,
+) -> "EarlyExitTagger":
+    """Construct a tagger that reads the transformer's exits.
+
+    tasks (List[str]): "tag" for token.tag_ (XPOS), "pos" for token.pos_ (UPOS), or both.
+    upstream (str): Name of the transformer, or "*" for any.
+    overwrite (bool): Replace tags that are already set, as in spaCy's tagger.
+    scorer (Optional[Callable]): The scoring method.
+    """
+    return EarlyExitTagger(
+        nlp.vocab, name, tasks=tasks, upstream=upstream, overwrite=overwrite, scorer=scorer
+    )
+
+
+def make_tagger_scorer() -> Callable[..., dict[str, Any]]:
+    """Registered as spacy-earlyexit.tagger_scorer.v1: tag_acc and pos_acc."""
+    return score_tags
+
+
+def score_tags(examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
+    """RETURNS (Dict[str, Any]): tag_acc and pos_acc, None without gold."""
+    examples = list(examples)
+    return {
+        **Scorer.score_token_attr(examples, "tag", **kwargs),
+        **Scorer.score_token_attr(examples, "pos", **kwargs),
+    }
+
+
+class EarlyExitTagger(ExitConsumer):
+    """Sets token.tag_ and token.pos_ from the scores that each word had when it left."""
+
+    def __init__(
+        self,
+        vocab: Vocab,
+        name: str = "tagger",
+        *,
+        tasks: Iterable[str] = ("tag", "pos"),
+        upstream: str = "*",
+        overwrite: bool = False,
+        scorer: Callable | None = None,
+    ):
+        """RAISES (ValueError): If a task is not "tag" or "pos"."""
+        self.vocab = vocab
+        self.name = name
+        self.tasks = list(tasks)
+        if not self.tasks or not set(self.tasks) <= set(_ATTRIBUTES):
+            raise ValueError(
+                Errors.E019.format(setting="tasks", expected='"tag", "pos" or both', value=tasks)
+            )
+        self.upstream = upstream
+        self.overwrite = overwrite
+        self.scorer = scorer
+        self.score_key = f"{self.tasks[0]}_acc"
+
+    def predict(self, docs: list[Doc]) -> list[dict[str, tuple[np.ndarray, np.ndarray]]]:
+        """The best class of every word, without changing the Docs.
+
+        docs (List[Doc]): Docs that the transformer has seen.
+        RETURNS (List[Dict[str, Tuple[ndarray, ndarray]]]): Per Doc and task the encoded tokens and
+            the values of their attribute, shape (n_words,) each.
+        RAISES (ValueError): If a Doc has no scores.
+        """
+        predictions: list[dict[str, tuple[np.ndarray, np.ndarray]]] = [{} for _ in docs]
+        for task in self.tasks:
+            values: np.ndarray | None = None
+            for doc, prediction in zip(docs, predictions, strict=True):
+                exits = self.exits(doc, task)
+                if values is None:
+                    values = self._values(task, exits.classes[task])
+                best = exits.scores[:, exits.slices[task]].argmax(axis=1)
+                prediction[task] = (exits.tokens, values[best])
+        return predictions
+
+    def _values(self, task: str, classes: Iterable[str]) -> np.ndarray:
+        """The attribute's values of the classes, shape (n_classes,), uint64."""
+        if task == "pos":
+            return np.asarray([POS_IDS[name] for name in classes], dtype=np.uint64)
+        return np.asarray([self.vocab.strings.add(name) for name in classes], dtype=np.uint64)
+
+    def set_annotations(
+        self, docs: list[Doc], predictions: list[dict[str, tuple[np.ndarray, np.ndarray]]]
+    ) -> None:
+        """Write the tags; whitespace tokens, which are never encoded, are left as they are.
+
+        docs (List[Doc]): The documents.
+        predictions (List[Dict]): What predict returned.
+        """
+        attributes = [_ATTRIBUTES[task] for task in self.tasks]
+        for doc, prediction in zip(docs, predictions, strict=True):
+            if not len(doc):
+                continue
+            array = doc.to_array(attributes).reshape(len(doc), -1)
+            for column, task in enumerate(self.tasks):
+                tokens, values = prediction[task]
+                free = self.overwrite | (array[tokens, column] == 0)
+                array[tokens, column] = np.where(free, values, array[tokens, column])
+            doc.from_array(attributes, cast(Any, array))
+
+    def clear(self, docs: list[Doc]) -> None:
+        """Forget the tags."""
+        attributes = [_ATTRIBUTES[task] for task in self.tasks]
+        for doc in docs:
+            nothing = np.zeros((len(doc), len(attributes)), dtype=np.uint64)
+            doc.from_array(attributes, cast(Any, nothing))
