@@ -66,7 +66,6 @@ def MultiExitTransformer(
     get_spans: SpanGetter,
     tokenizer_config: dict[str, Any],
     transformer_config: dict[str, Any],
-    offramp_dropout: float,
     encoder_lr_scale: float,
     offramp_lr_scale: float,
 ) -> Model[list[Doc] | Request, MultiExitOutput]:
@@ -77,18 +76,11 @@ def MultiExitTransformer(
     get_spans (SpanGetter): Proposes the units that are encoded and finished.
     tokenizer_config, transformer_config (Dict[str, Any]): Passed on to AutoTokenizer and AutoConfig
         when the encoder is loaded, for example {"hidden_dropout_prob": 0.2}.
-    offramp_dropout (float): Dropout on a word's vector before its off-ramp.
     encoder_lr_scale, offramp_lr_scale (float): Factors on the optimiser's learning rate. The
         paper's code gives off-ramps ten times the encoder's rate.
     RETURNS (Model): The model. Its shapes are known after `initialize` or `from_bytes`.
     RAISES (ValueError): If a setting is impossible.
     """
-    if not 0 <= offramp_dropout < 1:
-        raise ValueError(
-            Errors.E019.format(
-                setting="offramp_dropout", expected="in [0, 1)", value=offramp_dropout
-            )
-        )
     for setting, value in (
         ("encoder_lr_scale", encoder_lr_scale),
         ("offramp_lr_scale", offramp_lr_scale),
@@ -106,7 +98,7 @@ def MultiExitTransformer(
             "name": name,
             "tokenizer_config": tokenizer_config,
             "transformer_config": transformer_config,
-            "offramp_dropout": offramp_dropout,
+            "dropout_rate": 0.0,  # set by thinc's set_dropout_rate
             "classes": {},
         },
     )
@@ -128,23 +120,27 @@ def _init(model: Model, X: Any = None, Y: Any = None) -> None:
     name = model.attrs["name"]
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **model.attrs["tokenizer_config"])
+    except (OSError, ValueError, ImportError) as error:  # no folder, no config, no tokenizer
+        raise _not_found(name, error) from error
+    try:
         encoder = load_encoder(name, model.attrs["transformer_config"])
     except OSError as error:
-        reason = str(error).strip().split("\n")[0]
-        raise OSError(
-            Errors.E001.format(name=name, error=reason, component="transformer")
-        ) from error
+        raise _not_found(name, error) from error
     offramps = OffRamps(
         model.attrs["classes"],
         encoder.config.n_layers,
         encoder.config.hidden,
-        model.attrs["offramp_dropout"],
     )
     cast(MultiExitShim, model.shims[0]).module = MultiExitModule(encoder, offramps)
     pieces = model.layers[0]
     pieces.shims[0]._model = PieceTokenizer.from_transformers(tokenizer, name)
     pieces.attrs["max_positions"] = encoder.config.n_positions
     model.set_dim("nO", encoder.config.hidden, force=True)
+
+
+def _not_found(name: str, error: Exception) -> OSError:
+    reason = str(error).strip().split("\n")[0]
+    return OSError(Errors.E001.format(name=name, error=reason, component="transformer"))
 
 
 def _forward(
@@ -156,6 +152,7 @@ def _forward(
     pieces = model.layers[0].predict(request.docs)
     tasks = list(module.offramps.classes) if request.tasks is None else list(request.tasks)
     if is_train:
+        module.offramps.dropout.p = model.attrs["dropout_rate"]
         return _train(module, pieces, request, tasks)
     with torch.inference_mode():
         return _predict(module, pieces, request, tasks), lambda _: []

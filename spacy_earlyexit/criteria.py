@@ -79,6 +79,10 @@ class _Threshold:
             return self.threshold[layer - 1]
         return self.threshold
 
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{name}={value}" for name, value in vars(self).items())
+        return f"{type(self).__name__}({settings})"
+
     def checks(self, layer: int) -> bool:
         return self.at(layer) > 0
 

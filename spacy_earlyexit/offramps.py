@@ -15,12 +15,11 @@ class OffRamps(nn.Module):
 
     classes (Mapping[str, Sequence[str]]): The classes of each task.
     n_layers, hidden (int): Layers of the encoder and size of its rows.
-    dropout (float): Dropout on the word's vector in training.
+
+    Its dropout on the words' vectors follows the `drop` of the training loop.
     """
 
-    def __init__(
-        self, classes: Mapping[str, Sequence[str]], n_layers: int, hidden: int, dropout: float
-    ):
+    def __init__(self, classes: Mapping[str, Sequence[str]], n_layers: int, hidden: int):
         super().__init__()
         self.classes = {task: list(names) for task, names in classes.items()}
         self.slices: dict[str, slice] = {}
@@ -31,7 +30,7 @@ class OffRamps(nn.Module):
         self.weight = nn.Parameter(torch.empty(n_layers, start, hidden))
         self.bias = nn.Parameter(torch.zeros(n_layers, start))
         nn.init.normal_(self.weight, std=0.02)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(0.0)
 
     def select(self, tasks: Sequence[str]) -> tuple[dict[str, slice], Tensor | None]:
         """The columns of some tasks.

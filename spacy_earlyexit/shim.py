@@ -62,7 +62,11 @@ class MultiExitShim(PyTorchShim):
                     cast(Any, torch2xp(param.grad)),
                     lr_scale=self.lr_scales[name.split(".")[0]],
                 )
-                param.data = xp2torch(data, device=param.device)
+                # In place with every thinc ops there is. Assigning the array to param.data would
+                # chain each step's views to those of the step before, and never free any.
+                stepped = xp2torch(data, device=param.device)
+                if stepped.data_ptr() != param.data_ptr():
+                    param.data.copy_(stepped)
                 param.grad = None
         finally:
             optimizer.grad_clip, optimizer.L2 = clip, decay
@@ -79,9 +83,11 @@ class MultiExitShim(PyTorchShim):
             if (self.id, name) in params:
                 backup[name] = param.data
                 param.data = xp2torch(params[(self.id, name)], device=param.device)
-        yield
-        for name, data in backup.items():
-            own[name].data = data
+        try:
+            yield
+        finally:
+            for name, data in backup.items():
+                own[name].data = data
 
     def to_bytes(self) -> bytes:
         if self._model is None:
@@ -92,7 +98,6 @@ class MultiExitShim(PyTorchShim):
             {
                 "encoder": encoder.config.to_dict(),
                 "classes": offramps.classes,
-                "offramp_dropout": offramps.dropout.p,
                 "state": safetensors.torch.save(state),
             }
         )
@@ -105,9 +110,7 @@ class MultiExitShim(PyTorchShim):
         config = EncoderConfig(**data["encoder"])
         with torch.device("meta"):  # the shapes only; the weights come from the bytes
             encoder = Encoder(config)
-            offramps = OffRamps(
-                data["classes"], config.n_layers, config.hidden, data["offramp_dropout"]
-            )
+            offramps = OffRamps(data["classes"], config.n_layers, config.hidden)
             module = MultiExitModule(encoder, offramps)
         module.load_state_dict(safetensors.torch.load(data["state"]), assign=True)
         self.module = module

@@ -77,8 +77,7 @@ def token_rule(threshold, window):
     def decide(layer, u):
         n = len(u)
         return [
-            max(u[i].item() for i in range(n) if abs(i - j) <= window) < threshold
-            for j in range(n)
+            max(u[i].item() for i in range(n) if abs(i - j) <= window) < threshold for j in range(n)
         ]
 
     return decide

@@ -34,7 +34,8 @@ TASKS = list(CLASSES)
 
 def make_module(seed=0, dtype=torch.float64):
     torch.manual_seed(seed)
-    module = MultiExitModule(Encoder(CONFIG), OffRamps(CLASSES, CONFIG.n_layers, CONFIG.hidden, 0.0))
+    offramps = OffRamps(CLASSES, CONFIG.n_layers, CONFIG.hidden)
+    module = MultiExitModule(Encoder(CONFIG), offramps)
     for name, parameter in module.named_parameters():
         # Large enough that words, layers and units differ clearly.
         torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.7)
@@ -231,9 +232,7 @@ def test_window_blocks_exactly_k_neighbours():
             u[hard] = 1.0
             blocked = window_max(u, Layout, window) > 0.5
             first, last = (0, 6) if hard < 7 else (7, 9)
-            expected = [
-                first <= j <= last and abs(j - hard) <= window for j in range(10)
-            ]
+            expected = [first <= j <= last and abs(j - hard) <= window for j in range(10)]
             assert blocked.tolist() == expected
 
 

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import spacy
@@ -44,7 +44,6 @@ max_batch_rows = 4096
 name = "bert-base-cased"
 tokenizer_config = {"use_fast": true}
 transformer_config = {}
-offramp_dropout = 0.1
 encoder_lr_scale = 1.0
 offramp_lr_scale = 10.0
 
@@ -185,14 +184,11 @@ class EarlyExitTransformer(TrainablePipe):
         """The tasks that rule the exit and are scored: those whose component is enabled. Where no
         component in the pipeline uses a task, all of them.
         """
-        nlp = self._nlp()
-        here = nlp is not None and any(pipe is self for _, pipe in nlp._components)
-        enabled = {
-            task
-            for consumer in self.consumers
-            if not here or consumer.name in nlp.pipe_names  # type: ignore[union-attr]
-            for task in consumer.tasks
-        }
+        nlp, consumers = self._nlp(), self.consumers
+        if nlp is not None and any(pipe is self for _, pipe in nlp._components):
+            # What was disabled at load and enabled since is not linked.
+            consumers = [cast(ExitConsumer, pipe) for _, pipe in nlp.pipeline if self._feeds(pipe)]
+        enabled = {task for consumer in consumers for task in consumer.tasks}
         return [task for task in self.tasks if task in enabled] or self.tasks
 
     # --- the exit setting ------------------------------------------------------------------
@@ -314,7 +310,8 @@ class EarlyExitTransformer(TrainablePipe):
         at the next update when gradients are accumulated.
 
         examples (Iterable[Example]): The batch.
-        drop (float): Not used: dropout is the encoder config's and offramp_dropout.
+        drop (float): Dropout on the words' vectors before the off-ramps. The encoder's own dropout
+            is in its config (`transformer_config` changes it).
         sgd (Optional[Optimizer]): If given, finish_update is called with it.
         losses (Optional[Dict[str, float]]): Updated under the component's name.
         RETURNS (Dict[str, float]): The losses.
@@ -323,6 +320,8 @@ class EarlyExitTransformer(TrainablePipe):
         losses.setdefault(self.name, 0.0)
         examples = list(examples)
         validate_examples(examples, "EarlyExitTransformer.update")
+        if not examples:
+            return losses
         self._backprop()
         self.trained_here = True
         set_dropout_rate(self.model, drop)
@@ -500,9 +499,12 @@ class EarlyExitTransformer(TrainablePipe):
 
     def find_listeners(self, component: Any) -> None:
         """Link a component behind this one if it reads this transformer's exits."""
-        if isinstance(component, ExitConsumer) and component.upstream in ("*", self.name):
+        if self._feeds(component):
             component.transformer = self
             self.consumers.append(component)
+
+    def _feeds(self, component: Any) -> bool:
+        return isinstance(component, ExitConsumer) and component.upstream in ("*", self.name)
 
     # --- serialisation ---------------------------------------------------------------------
 
@@ -529,14 +531,11 @@ class EarlyExitTransformer(TrainablePipe):
     def _store_exit(self) -> None:
         value = self._exit
         self.cfg["exit"] = value if value is None or isinstance(value, str) else value.to_config()
-        # What the stored config.cfg says, to notice at load that something else was given.
-        given = self._exit_given
-        self.cfg["exit_in_config"] = given if isinstance(given, str) else None
 
     def _loaded(self) -> "EarlyExitTransformer":
         """Settle the exit setting: given at load, then stored, then full depth."""
         self._task_names = list(self.label_data) or self._task_names
-        if self._exit_given == self.cfg.get("exit_in_config"):
+        if self._exit_given is None:
             stored = self.cfg["exit"]
             self._exit = (
                 registry.resolve({"e": stored})["e"] if isinstance(stored, dict) else stored
@@ -547,14 +546,13 @@ class EarlyExitTransformer(TrainablePipe):
         return self
 
     def _scrub_config(self) -> None:
-        """A criterion given at load lives on in this component's own data; the pipeline's config
-        keeps null, because a block given over a stored block can be ignored silently at load.
+        """The exit setting lives on in this component's own data; the pipeline's config keeps null,
+        so that what it says at load was given then. (And a block given over a stored block can be
+        ignored silently at load.)
         """
         nlp = self._nlp()
         if nlp is not None and self.name in nlp._pipe_configs:
-            config = nlp.get_pipe_config(self.name)
-            if isinstance(config.get("exit"), dict):
-                config["exit"] = None
+            nlp.get_pipe_config(self.name)["exit"] = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # spaCy's compiled base class brings its own, whose state ends with __dict__.
