@@ -2,23 +2,21 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
+from conllu import Block, Row, parse_rows, read_blocks
+from corpora import CorpusError, Line, check_label, read_raw_lines
 from wasabi import msg, table
 
 PARTS = ("train", "dev", "test")
 TYPES = ("PERSON", "ORG", "LOC", "PRODUCT", "EVENT")
-UPOS = frozenset(
-    "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X".split()
-)
 MIN_SENTENCES = 600
 
-COLUMNS = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
-UNUSED = (2, 4, 5, 6, 7, 8)
+UNUSED = ("lemma", "xpos", "feats", "head", "deprel", "deps")
 COMMENTS = ["newdoc id", "sent_id", "text"]
 COMMENT = re.compile(rf"# ({'|'.join(COMMENTS)}) = (.+)")
 DOCUMENT = re.compile(r"[a-z]+-[0-9]{2}")
@@ -26,18 +24,6 @@ MISC = re.compile(r"_|SpaceAfter=No|NE=([^|]+)(\|SpaceAfter=No)?")
 LABEL = re.compile(rf"[BI]-({'|'.join(TYPES)})")
 
 app = typer.Typer(add_completion=False)
-
-
-class SampleError(ValueError):
-    """What is wrong with the corpus, and in which file and line."""
-
-    def __init__(self, path: Path, line: int, problem: str) -> None:
-        super().__init__(f"{path}:{line}: {problem}")
-
-
-class Line(NamedTuple):
-    number: int
-    content: str
 
 
 class Word(NamedTuple):
@@ -75,21 +61,21 @@ def check_sample_cli(
         counts = check_sample(folder)
     except OSError as err:
         msg.fail(f"{err.filename}: {err.strerror}", exits=1)
-    except SampleError as err:
+    except CorpusError as err:
         msg.fail(str(err), exits=1)
     else:
         print_counts(counts)
 
 
 def check_sample(folder: Path) -> dict[str, Counts]:
-    """Return the counts of each part, or raise SampleError at the first fault."""
+    """Return the counts of each part, or raise CorpusError at the first fault."""
     paths = {part: folder / f"{part}.conllu" for part in PARTS}
     seen: dict[str, str] = {}
     parts = {part: read_part(path, seen) for part, path in paths.items()}
     total = sum(map(len, parts.values()))
     if total < MIN_SENTENCES:
         last = PARTS[-1]
-        raise SampleError(
+        raise CorpusError(
             paths[last],
             parts[last][-1].line,
             f"the corpus ends after {total} sentences, it needs {MIN_SENTENCES}",
@@ -104,127 +90,98 @@ def read_part(path: Path, seen: dict[str, str]) -> list[Sentence]:
     """`seen` tells where each document and each text of this and earlier parts was."""
     documents: dict[str, list[Sentence]] = {}
     document = ""
-    for block in read_blocks(path):
+    for block in read_blocks(check_blank_lines(path, read_raw_lines(path))):
         comments = parse_comments(path, block)
-        first = block[0].number
-        rows = block[len(comments) :]
+        first = block.line
         if "newdoc id" in comments:
             document = comments["newdoc id"]
             if not DOCUMENT.fullmatch(document):
-                raise SampleError(path, first, f"a document is genre-NN, not {document!r}")
+                raise CorpusError(path, first, f"a document is genre-NN, not {document!r}")
             note_unique(seen, document, path, first)
             documents[document] = []
         elif not document:
-            raise SampleError(path, first, "the first sentence needs a newdoc id")
+            raise CorpusError(path, first, "the first sentence needs a newdoc id")
         # Unique over all parts, because the documents are.
         sent_id = f"{document}-{len(documents[document]) + 1}"
-        id_line, text_line = (line.number for line in block[len(comments) - 2 : len(comments)])
+        id_line, text_line = (line.number for line in block.comments[-2:])
         if comments["sent_id"] != sent_id:
-            raise SampleError(
+            raise CorpusError(
                 path, id_line, f"expected sent_id {sent_id}, found {comments['sent_id']!r}"
             )
-        words = parse_rows(path, rows)
-        if not words:
-            raise SampleError(path, text_line, "no words follow this text")
+        words = parse_words(path, parse_rows(path, block))
         text = "".join(word.form + " " * word.space_after for word in words).rstrip()
         if text != comments["text"]:
-            raise SampleError(path, text_line, f"the words make up {text!r}")
+            raise CorpusError(path, text_line, f"the words make up {text!r}")
         note_unique(seen, text.casefold(), path, text_line)
         documents[document].append(Sentence(document, words, first))
     for document, sents in documents.items():
         if len(sents) == 1:
-            raise SampleError(path, sents[0].line, f"{document} has only one sentence")
+            raise CorpusError(path, sents[0].line, f"{document} has only one sentence")
     return list(chain.from_iterable(documents.values()))
 
 
 def note_unique(seen: dict[str, str], key: str, path: Path, line: int) -> None:
     if key in seen:
-        raise SampleError(path, line, f"{key!r} is already in {seen[key]}")
+        raise CorpusError(path, line, f"{key!r} is already in {seen[key]}")
     seen[key] = f"{path}:{line}"
 
 
-def read_blocks(path: Path) -> Iterator[list[Line]]:
-    """Yield the lines of each sentence: its comments and its words, then a blank line."""
-    block: list[Line] = []
-    for line in read_lines(path):
-        if line.content:
-            block.append(line)
-        elif block:
-            yield block
-            block = []
-        else:
-            raise SampleError(path, line.number, "a blank line without a sentence before it")
-    if block:
-        raise SampleError(path, block[-1].number, "no blank line after the last sentence")
+def check_blank_lines(path: Path, lines: Iterable[Line]) -> Iterator[Line]:
+    """Pass the lines on; there must be exactly one blank line after each sentence."""
+    previous = Line(0, "")
+    for line in lines:
+        if not line.content and not previous.content:
+            raise CorpusError(path, line.number, "a blank line without a sentence before it")
+        yield line
+        previous = line
+    if previous.content:
+        raise CorpusError(path, previous.number, "no blank line after the last sentence")
 
 
-def read_lines(path: Path) -> Iterator[Line]:
-    for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), start=1):
-        try:
-            yield Line(number, line.decode("utf-8"))
-        except UnicodeDecodeError as err:
-            raise SampleError(path, number, f"not UTF-8: {err.reason}") from err
-
-
-def parse_comments(path: Path, block: list[Line]) -> dict[str, str]:
+def parse_comments(path: Path, block: Block) -> dict[str, str]:
     comments: dict[str, str] = {}
-    for line in block:
-        if not line.content.startswith("#"):
-            break
+    for line in block.comments:
         match = COMMENT.fullmatch(line.content)
         if not match or match[1] in comments:
-            raise SampleError(path, line.number, f"unexpected comment {line.content!r}")
+            raise CorpusError(path, line.number, f"unexpected comment {line.content!r}")
         comments[match[1]] = match[2]
     if list(comments) not in (COMMENTS, COMMENTS[1:]):
-        raise SampleError(
+        raise CorpusError(
             path,
-            block[0].number,
+            block.line,
             "a sentence begins with the comments newdoc id (where a document begins), "
             f"sent_id and text, this one with {', '.join(comments) or 'none'}",
         )
     return comments
 
 
-def parse_rows(path: Path, rows: list[Line]) -> list[Word]:
+def parse_words(path: Path, rows: list[Row]) -> list[Word]:
     words: list[Word] = []
     for row in rows:
-        columns = row.content.split("\t")
-        if len(columns) != len(COLUMNS):
-            raise SampleError(path, row.number, f"expected 10 columns, found {len(columns)}")
-        if columns[0] != str(len(words) + 1):
-            raise SampleError(
-                path, row.number, f"expected ID {len(words) + 1}, found {columns[0]!r}"
-            )
-        form, upos, misc = columns[1], columns[3], columns[9]
-        if not form or any(map(str.isspace, form)):
-            raise SampleError(path, row.number, f"FORM is empty or has a space: {form!r}")
-        if upos not in UPOS:
-            raise SampleError(path, row.number, f"UPOS {upos!r} is not in Universal Dependencies")
+        if not row.id.isdecimal():
+            raise CorpusError(path, row.line, f"every row must be a word, not {row.id!r}")
+        if any(map(str.isspace, row.form)):
+            raise CorpusError(path, row.line, f"FORM is empty or has a space: {row.form!r}")
+        if row.upos == "_":
+            raise CorpusError(path, row.line, "UPOS '_' is no part of speech")
         for column in UNUSED:
-            if columns[column] != "_":
-                raise SampleError(
-                    path, row.number, f"{COLUMNS[column]} must be _, not {columns[column]!r}"
-                )
-        match = MISC.fullmatch(misc)
+            value = getattr(row, column)
+            if value != "_":
+                raise CorpusError(path, row.line, f"{column.upper()} must be _, not {value!r}")
+        match = MISC.fullmatch(row.misc)
         if not match:
-            raise SampleError(
-                path, row.number, f"MISC is _, NE=..., SpaceAfter=No or both, not {misc!r}"
+            raise CorpusError(
+                path, row.line, f"MISC is _, NE=..., SpaceAfter=No or both, not {row.misc!r}"
             )
         label = match[1] or "O"
         if match[1]:
-            check_label(path, row.number, label, words[-1].label if words else "O")
-        words.append(Word(form, label, not misc.endswith("SpaceAfter=No")))
+            if not LABEL.fullmatch(label):
+                raise CorpusError(
+                    path, row.line, f"NE is B- or I- and one of {', '.join(TYPES)}, not {label!r}"
+                )
+            check_label(path, row.line, label, words[-1].label if words else "O")
+        words.append(Word(row.form, label, not row.misc.endswith("SpaceAfter=No")))
     return words
-
-
-def check_label(path: Path, number: int, label: str, previous: str) -> None:
-    """Check a label against IOB2 and against the label of the word before it."""
-    if not LABEL.fullmatch(label):
-        raise SampleError(
-            path, number, f"NE is B- or I- and one of {', '.join(TYPES)}, not {label!r}"
-        )
-    if label.startswith("I-") and label[2:] != previous[2:]:
-        raise SampleError(path, number, f"{label} follows {previous}, not a {label[2:]} word")
 
 
 def find_names(words: list[Word]) -> list[Name]:

@@ -1,5 +1,6 @@
 import importlib.util
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,14 +15,19 @@ def load_script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    # As when it is run: it finds the other scripts beside it.
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
     return module
 
 
 script = load_script("check_sample")
 
 
-def row(number: int, form: str, upos: str, misc: str = "_") -> str:
+def row(number: int | str, form: str, upos: str, misc: str = "_") -> str:
     return "\t".join([str(number), form, "_", upos, "_", "_", "_", "_", "_", misc])
 
 
@@ -132,6 +138,8 @@ def test_a_part_without_names_has_no_share(tmp_path: Path, few_will_do: None) ->
         (6, ["3\tleft\tVERB"], 6, "expected 10 columns, found 3"),
         (6, [row(4, "left", "VERB")], 6, "expected ID 3, found '4'"),
         (6, [], 6, "expected ID 3, found '4'"),
+        (6, [row("2.1", "has", "AUX"), row(3, "left", "VERB")], 6, "must be a word, not '2.1'"),
+        (4, [row("1-2", "Ann", "X"), row(1, "Ann", "X")], 4, "must be a word, not '1-2'"),
         (6, [row(3, "", "VERB")], 6, "FORM is empty"),
         (6, [row(3, "le ft", "VERB")], 6, "FORM is empty or has a space"),
         (6, [row(3, "left", "V")], 6, "UPOS 'V'"),
@@ -175,7 +183,7 @@ def test_errors_name_the_line(
     problem: str,
 ) -> None:
     folder = write_broken(tmp_path, "train", line, replacement)
-    with pytest.raises(script.SampleError, match=re.escape(problem)) as caught:
+    with pytest.raises(script.CorpusError, match=re.escape(problem)) as caught:
         script.check_sample(folder)
     assert str(caught.value).startswith(f"{folder / 'train.conllu'}:{at}: ")
 
@@ -186,20 +194,22 @@ def test_errors_name_the_line(
         (b"", 1, "a blank line without a sentence"),
         (b"# newdoc id = news-01\n", 1, "no blank line after the last sentence"),
         (b"# newdoc id = news-01\n# sent_id = \xff\n", 2, "not UTF-8"),
+        (b"\xef\xbb\xbf# newdoc id = news-01\n\n", 1, "this one with none"),
+        (b"# newdoc id = news-01\r\n\r\n\n", 1, "this one with newdoc id"),
     ],
 )
 def test_errors_of_whole_files(tmp_path: Path, content: bytes, at: int, problem: str) -> None:
     write(tmp_path, SMALL)
     path = tmp_path / "dev.conllu"
     path.write_bytes(content)
-    with pytest.raises(script.SampleError, match=re.escape(problem)) as caught:
+    with pytest.raises(script.CorpusError, match=re.escape(problem)) as caught:
         script.check_sample(tmp_path)
     assert str(caught.value).startswith(f"{path}:{at}: ")
 
 
 def test_a_sentence_may_not_appear_twice(tmp_path: Path, few_will_do: None) -> None:
     lines = {**SMALL, "test": document("chat-02", "Bob", "DELHI")}
-    with pytest.raises(script.SampleError) as caught:
+    with pytest.raises(script.CorpusError) as caught:
         script.check_sample(write(tmp_path, lines))
     assert str(caught.value) == (
         f"{tmp_path / 'test.conllu'}:3: 'bob lee left new delhi.' "
@@ -209,7 +219,7 @@ def test_a_sentence_may_not_appear_twice(tmp_path: Path, few_will_do: None) -> N
 
 def test_a_document_may_not_be_in_two_parts(tmp_path: Path, few_will_do: None) -> None:
     lines = {**SMALL, "dev": document("chat-01", "Cem", "Ulm")}
-    with pytest.raises(script.SampleError) as caught:
+    with pytest.raises(script.CorpusError) as caught:
         script.check_sample(write(tmp_path, lines))
     assert str(caught.value) == (
         f"{tmp_path / 'dev.conllu'}:1: 'chat-01' is already in {tmp_path / 'train.conllu'}:16"
@@ -218,13 +228,13 @@ def test_a_document_may_not_be_in_two_parts(tmp_path: Path, few_will_do: None) -
 
 def test_a_last_document_of_one_sentence(tmp_path: Path, few_will_do: None) -> None:
     lines = {**SMALL, "dev": SMALL["dev"][:10]}
-    with pytest.raises(script.SampleError, match="news-02 has only one sentence") as caught:
+    with pytest.raises(script.CorpusError, match="news-02 has only one sentence") as caught:
         script.check_sample(write(tmp_path, lines))
     assert str(caught.value).startswith(f"{tmp_path / 'dev.conllu'}:1: ")
 
 
 def test_too_few_sentences(tmp_path: Path) -> None:
-    with pytest.raises(script.SampleError, match="after 8 sentences, it needs 600") as caught:
+    with pytest.raises(script.CorpusError, match="after 8 sentences, it needs 600") as caught:
         script.check_sample(write(tmp_path, SMALL))
     assert str(caught.value).startswith(f"{tmp_path / 'test.conllu'}:11: ")
 

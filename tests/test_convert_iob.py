@@ -1,5 +1,6 @@
 import importlib.util
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +17,12 @@ def load_script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    # As when it is run: it finds the other scripts beside it.
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
     return module
 
 
@@ -129,7 +135,7 @@ def test_errors_name_the_line(
     tmp_path: Path, content: str | bytes, line: int, problem: str
 ) -> None:
     path = write(tmp_path, content)
-    with pytest.raises(script.IobError, match=re.escape(problem)) as caught:
+    with pytest.raises(script.CorpusError, match=re.escape(problem)) as caught:
         script.convert_iob(path, tmp_path / "out.spacy")
     assert str(caught.value).startswith(f"{path}:{line}: ")
     assert list(tmp_path.iterdir()) == [path]
@@ -139,7 +145,7 @@ def test_a_failing_run_leaves_the_old_output(tmp_path: Path) -> None:
     output = tmp_path / "out.spacy"
     convert(tmp_path, SMALL)
     before = output.read_bytes()
-    with pytest.raises(script.IobError):
+    with pytest.raises(script.CorpusError):
         convert(tmp_path, SMALL + "\nbad line\n")
     assert output.read_bytes() == before
 
