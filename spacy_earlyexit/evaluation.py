@@ -15,7 +15,45 @@ from .extensions import exit_layers, exit_stats
 
 if TYPE_CHECKING:
     from .criteria import ExitCriterion
+    from .pipeline.consumer import ExitConsumer
     from .pipeline.transformer import EarlyExitTransformer
+
+
+def find_transformer(nlp: Language) -> "EarlyExitTransformer":
+    """The pipeline's (first) earlyexit_transformer, disabled or not.
+
+    nlp (Language): The pipeline.
+    RETURNS (EarlyExitTransformer): The component.
+    RAISES (ValueError): If it has none; the message names what it has.
+    """
+    from .pipeline.transformer import EarlyExitTransformer
+
+    for _, pipe in nlp.components:
+        if isinstance(pipe, EarlyExitTransformer):
+            return pipe
+    found = ", ".join(f"{name} ({nlp.get_pipe_meta(name).factory})" for name in nlp.component_names)
+    raise ValueError(
+        f"There is no earlyexit_transformer in this pipeline, only: {found or 'nothing'}. "
+        "Add one to `pipeline` in [nlp], with a block in [components]."
+    )
+
+
+def find_consumers(nlp: Language, transformer: "EarlyExitTransformer") -> dict[str, "ExitConsumer"]:
+    """The components behind a transformer that read its exits, disabled ones too (which spaCy
+    leaves out when it links a pipeline).
+
+    nlp (Language): The pipeline.
+    transformer (EarlyExitTransformer): Its transformer.
+    RETURNS (Dict[str, ExitConsumer]): By name, in the pipeline's order.
+    """
+    from .pipeline.consumer import ExitConsumer
+
+    behind = nlp.components[[pipe for _, pipe in nlp.components].index(transformer) + 1 :]
+    return {
+        name: pipe
+        for name, pipe in behind
+        if isinstance(pipe, ExitConsumer) and pipe.upstream in ("*", transformer.name)
+    }
 
 
 def depth_scores(examples: Sequence[Example]) -> dict[str, float]:

@@ -119,6 +119,21 @@ class PieceTokenizer:
         head[word[real]] = real - starts[word[real]]  # backwards: the first one stays
         return ids, lengths, head
 
+    def leaves_nothing(self, words: list[str]) -> np.ndarray:
+        """Words without sub-words, of which `encode` makes one unknown piece.
+
+        words (List[str]): The words.
+        RETURNS (ndarray): True where the tokenizer drops the word (zero-width characters) or keeps
+            a bare mark, shape (n_words,), bool.
+        """
+        marked = [self.prefix + word for word in words]
+        encoding = self._tokenizer.encode(marked, is_pretokenized=True, add_special_tokens=False)
+        ids = np.asarray(encoding.ids, dtype=np.int64)
+        word_ids = np.asarray(encoding.word_ids, dtype=np.int64)
+        nothing = np.ones(len(words), dtype=bool)
+        nothing[word_ids[ids != self._mark_id]] = False
+        return nothing
+
     def to_dict(self) -> dict[str, Any]:
         return {"tokenizer": self.json, "special": self.special}
 

@@ -1,0 +1,25 @@
+"""The group `python -m spacy earlyexit …`.
+
+The entry point group `spacy_cli` has spaCy import this module before it parses a command line, and
+importing it adds the group to spaCy's app. So every run of `python -m spacy` pays for what is
+imported here: the commands' modules import the rest of the package inside their functions.
+"""
+
+import typer
+from spacy.cli._util import app as spacy_app
+
+from .debug_data import debug_data_cli
+from .info import info_cli
+
+app = typer.Typer(
+    name="earlyexit",
+    help="Commands for pipelines with an earlyexit_transformer.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.command("info")(info_cli)
+app.command(
+    "debug-data", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)(debug_data_cli)
+
+spacy_app.add_typer(app)

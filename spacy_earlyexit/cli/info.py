@@ -1,0 +1,245 @@
+"""python -m spacy earlyexit info"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from wasabi import msg
+
+if TYPE_CHECKING:
+    from ..pipeline.transformer import EarlyExitTransformer
+
+LABELS_SHOWN = 12
+
+
+def info_cli(
+    pipeline: Annotated[str, typer.Argument(help="Folder or package of a trained pipeline")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables")] = False,
+    code_path: Annotated[
+        Path | None,
+        typer.Option("--code", "-c", help="Python file with registered functions to import first"),
+    ] = None,
+) -> None:
+    """Show what is inside a pipeline with an earlyexit_transformer: its encoder, its tasks and
+    who reads them, how words exit, and the operating points.
+    """
+    from spacy.cli._util import import_code
+
+    import_code(code_path)
+    try:
+        data = info(pipeline)
+    except (OSError, ValueError) as error:
+        msg.fail(f"Can't describe the pipeline '{pipeline}'", str(error), exits=1)
+    if as_json:
+        print(json.dumps(data, indent=2, ensure_ascii=False))
+    else:
+        print_info(data)
+
+
+def info(pipeline: str | Path) -> dict[str, Any]:
+    """Load a pipeline and describe its early exits.
+
+    pipeline (Union[str, Path]): What spacy.load takes.
+    RETURNS (Dict[str, Any]): See describe, and the pipeline as it was given.
+    RAISES (OSError): If there is no such pipeline.
+    RAISES (ValueError): If it has no earlyexit_transformer.
+    """
+    import spacy
+
+    return {"pipeline": str(pipeline), **describe(spacy.load(pipeline))}
+
+
+def describe(nlp: Any) -> dict[str, Any]:
+    """See info.
+
+    nlp (Language): The pipeline.
+    RETURNS (Dict[str, Any]): component, enabled, components (of the whole pipeline), encoder (None
+        without weights), span_getter, tasks, readers, exit and points, all ready for JSON.
+    """
+    from ..evaluation import find_consumers, find_transformer
+
+    transformer = find_transformer(nlp)
+    config = nlp.config.interpolate()["components"].get(transformer.name, {})
+    readers = [
+        {
+            "name": name,
+            "factory": nlp.get_pipe_meta(name).factory,
+            "tasks": list(consumer.tasks),
+            "enabled": name in nlp.pipe_names,
+        }
+        for name, consumer in find_consumers(nlp, transformer).items()
+    ]
+    readers += [
+        {"name": name, "factory": nlp.get_pipe_meta(name).factory, "tasks": [], "enabled": True}
+        for name in transformer.listening_components
+        if name not in {reader["name"] for reader in readers}
+    ]
+    active = transformer.active_tasks
+    return {
+        "component": transformer.name,
+        "enabled": transformer.name in nlp.pipe_names,
+        "components": nlp.component_names,
+        "encoder": _encoder(transformer),
+        "span_getter": config.get("model", {}).get("get_spans"),
+        "tasks": {
+            task: {
+                "labels": list(transformer.label_data.get(task, [])),
+                "rules_exit": task in active,
+            }
+            for task in transformer.tasks
+        },
+        "readers": readers,
+        "exit": _exit(transformer),
+        "points": transformer.points,
+    }
+
+
+def _encoder(transformer: "EarlyExitTransformer") -> dict[str, Any] | None:
+    from ..architectures import module_of
+
+    try:
+        module = module_of(transformer.model)
+    except ValueError:  # saved before it was initialised
+        return None
+    config = module.encoder.config
+    return {
+        "name": transformer.model.attrs["name"],
+        "family": config.family,
+        "layers": config.n_layers,
+        "hidden": config.hidden,
+        "heads": config.n_heads,
+        "positions": config.n_positions,
+        "parameters": sum(p.numel() for p in module.encoder.parameters()),
+        "offramp_parameters": sum(p.numel() for p in module.offramps.parameters()),
+    }
+
+
+def _exit(transformer: "EarlyExitTransformer") -> dict[str, Any]:
+    """The setting as it was made, and the criterion that it comes to (None: full depth)."""
+    setting = transformer.exit
+    name = setting if setting is None or isinstance(setting, str) else None
+    try:
+        criterion = transformer.criterion
+    except ValueError:  # without weights a criterion can't be checked
+        return {"name": name, "criterion": None}
+    return {"name": name, "criterion": criterion.to_config() if criterion else None}
+
+
+def print_info(data: dict[str, Any]) -> None:
+    """Print what info returned as tables.
+
+    data (Dict[str, Any]): As returned by info.
+    """
+    msg.divider(f"Pipeline {data['pipeline']}")
+    encoder = data["encoder"]
+    rows = {"Components": ", ".join(data["components"]), "Transformer": data["component"]}
+    if encoder is not None:
+        rows |= {
+            "Encoder": encoder["name"],
+            "Family": encoder["family"],
+            "Layers": str(encoder["layers"]),
+            "Hidden size": str(encoder["hidden"]),
+            "Heads": str(encoder["heads"]),
+            "Positions": str(encoder["positions"]),
+            "Parameters": f"{encoder['parameters']:,}",
+            "Off-ramps' parameters": f"{encoder['offramp_parameters']:,}",
+        }
+    rows |= {"Span getter": format_block(data["span_getter"]), "Exit": format_exit(data["exit"])}
+    _table(list(rows.items()), aligns="ll")
+    if encoder is None:
+        msg.warn("The transformer has no weights: the pipeline was saved before initialisation")
+    if not data["enabled"]:
+        msg.warn(f"'{data['component']}' is disabled")
+
+    msg.divider("Tasks")
+    tasks = [
+        (task, len(own["labels"]), "yes" if own["rules_exit"] else "no", shorten(own["labels"]))
+        for task, own in data["tasks"].items()
+    ]
+    if tasks:
+        _table(tasks, ("task", "labels", "rules exit", ""), "lrll")
+    else:
+        msg.text("None yet: they are known after training.")
+
+    msg.divider("Components reading the exits")
+    readers = [
+        (
+            reader["name"],
+            reader["factory"],
+            ", ".join(reader["tasks"]) or "(vectors)",
+            "yes" if reader["enabled"] else "no",
+        )
+        for reader in data["readers"]
+    ]
+    if readers:
+        _table(readers, ("component", "factory", "reads", "enabled"), "llll")
+    else:
+        msg.warn("No component reads the exits")
+
+    msg.divider("Operating points")
+    points = [
+        (
+            f"{name} (in force)" if name == data["exit"]["name"] else name,
+            format_block(point.get("exit")),
+            _number(point.get("dev_score"), 100),
+            _number(point.get("dev_speedup"), unit="x"),
+            _number(point.get("dev_mean_depth")),
+        )
+        for name, point in data["points"].items()
+    ]
+    if points:
+        header = ("point", "criterion", "dev score", "MAC speed-up", "mean depth")
+        _table(points, header, "llrrr")
+    else:
+        msg.text("None: they are found while stage 2 is trained.")
+
+
+def format_exit(data: dict[str, Any]) -> str:
+    """The exit setting in words.
+
+    data (Dict[str, Any]): name and criterion, as in describe.
+    """
+    criterion = format_block(data["criterion"])
+    return f"{data['name']}: {criterion}" if data["name"] else criterion
+
+
+def format_block(block: dict[str, Any] | None) -> str:
+    """A config's block as a call: TokenExit.v1(threshold=0.1, window=2).
+
+    block (Optional[Dict[str, Any]]): With the function's name under "@…". None: full depth.
+    """
+    if block is None:
+        return "full depth"
+    name = next((str(value) for key, value in block.items() if key.startswith("@")), "?")
+    settings = ", ".join(
+        f"{key}={_setting(value)}" for key, value in block.items() if not key.startswith("@")
+    )
+    name = name.removeprefix("spacy-earlyexit.")
+    return f"{name}({settings})" if settings else name
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_setting(v) for v in value)}]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def shorten(labels: Iterable[str], most: int = LABELS_SHOWN) -> str:
+    """The first labels, and how many more there are."""
+    labels = list(labels)
+    rest = f", … ({len(labels) - most} more)" if len(labels) > most else ""
+    return ", ".join(labels[:most]) + rest
+
+
+def _number(value: float | None, factor: float = 1, unit: str = "") -> str:
+    return "-" if value is None else f"{factor * value:.2f}{unit}"
+
+
+def _table(
+    rows: list[tuple[Any, ...]], header: tuple[str, ...] | None = None, aligns: str = ""
+) -> None:
+    columns: list[Any] = list(aligns)
+    # What is wider than max_col would push the columns behind it out of line.
+    msg.table(rows, header=header, divider=header is not None, aligns=columns, max_col=200)
