@@ -1,0 +1,148 @@
+"""From scores to a valid BIO sequence, against trying out every sequence."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spacy_earlyexit.decoding import bio_transitions, decode_bio
+
+CLASSES = ["O", "B-x", "I-x", "B-y", "I-y"]
+MANY = settings(max_examples=150, deadline=None)
+
+
+def is_valid(path, breaks):
+    """An "inside" class only behind the same label, and not behind a break."""
+    previous = "O"
+    for i, name in enumerate(CLASSES[c] for c in path):
+        if name[0] == "I" and (i == 0 or breaks[i] or previous[2:] != name[2:]):
+            return False
+        previous = name
+    return True
+
+
+def total(scores, path):
+    return sum(scores[i, c] for i, c in enumerate(path))
+
+
+@st.composite
+def documents(draw, max_words):
+    """Scores, halves of whole numbers so that ties happen, and breaks."""
+    n_words = draw(st.integers(0, max_words))
+    row = st.lists(st.integers(-8, 8), min_size=len(CLASSES), max_size=len(CLASSES))
+    scores = draw(st.lists(row, min_size=n_words, max_size=n_words))
+    breaks = draw(st.lists(st.booleans(), min_size=n_words, max_size=n_words))
+    return (
+        np.asarray(scores, dtype=np.float32).reshape(n_words, len(CLASSES)) / 2,
+        np.asarray(breaks, dtype=bool),
+    )
+
+
+@MANY
+@given(documents(max_words=4))
+def test_best_of_all_valid_sequences(doc):
+    """Nothing that is valid scores higher."""
+    scores, breaks = doc
+    (path,) = decode_bio([scores], [breaks], CLASSES)
+    every = itertools.product(range(len(CLASSES)), repeat=len(scores))
+    best = max(total(scores, p) for p in every if is_valid(p, breaks))
+    assert is_valid(path, breaks)
+    assert total(scores, path) == best
+
+
+@MANY
+@given(st.lists(documents(max_words=12), max_size=6))
+def test_many_documents_at_once(docs):
+    """Documents of any lengths, empty ones too: as each alone, and nothing given is changed."""
+    scores, breaks = [s for s, _ in docs], [b for _, b in docs]
+    before = [b.copy() for b in breaks]
+    paths = decode_bio(scores, breaks, CLASSES)
+    assert [len(path) for path in paths] == [len(s) for s in scores]
+    for own_scores, own_breaks, path in zip(scores, breaks, paths, strict=True):
+        assert is_valid(path, own_breaks)
+        (alone,) = decode_bio([own_scores], [own_breaks], CLASSES)
+        assert total(own_scores, alone) == total(own_scores, path)
+    for old, new in zip(before, breaks, strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+@MANY
+@given(documents(max_words=6))
+def test_the_best_classes_are_kept_where_they_are_valid(doc):
+    """What the off-ramps say is only changed where it is no BIO sequence."""
+    scores, breaks = doc
+    best = scores.argmax(axis=1)
+    (path,) = decode_bio([scores], [breaks], CLASSES)
+    if is_valid(best, breaks):
+        np.testing.assert_array_equal(path, best)
+    else:
+        assert path.tolist() != best.tolist()
+
+
+@MANY
+@given(documents(max_words=6), st.integers(-20, 20))
+def test_a_constant_per_word_changes_nothing(doc, seed):
+    """Raw scores do as well as log-probabilities."""
+    scores, breaks = doc
+    shift = np.arange(len(scores))[:, None] * seed
+    (path,) = decode_bio([scores], [breaks], CLASSES)
+    (shifted,) = decode_bio([scores + shift], [breaks], CLASSES)
+    assert total(scores, path) == total(scores, shifted)
+
+
+def log_p(*rows):
+    return np.log(np.asarray(rows, dtype=np.float32))
+
+
+def names(path):
+    return [CLASSES[c] for c in path]
+
+
+SURE_X = [0.04, 0.04, 0.84, 0.04, 0.04]
+
+
+def test_an_orphaned_inside_is_mended_by_the_words_together():
+    """ "I-x I-x" at a start becomes "B-x I-x", not "O O", nor the second best of each word."""
+    scores = log_p([0.1, 0.3, 0.4, 0.1, 0.1], SURE_X)
+    assert names(decode_bio([scores], [np.zeros(2, bool)], CLASSES)[0]) == ["B-x", "I-x"]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_breaks_are_respected(place):
+    """No entity continues over a break, wherever it is; the same scores without it do."""
+    scores = log_p([0.04, 0.84, 0.04, 0.04, 0.04], SURE_X, SURE_X)
+    breaks = np.zeros(3, dtype=bool)
+    assert names(decode_bio([scores], [breaks], CLASSES)[0]) == ["B-x", "I-x", "I-x"]
+    breaks[place] = True
+    path = names(decode_bio([scores], [breaks], CLASSES)[0])
+    assert path[place][0] != "I"
+    assert [name[0] == "I" for name in path] == [False, place != 1, place != 2]
+
+
+def test_words_that_may_only_be_outside():
+    """-inf for everything but "O", as for words that already have an entity."""
+    fixed = np.asarray([[0.0, *[-np.inf] * 4]], dtype=np.float32)
+    start = log_p([0.04, 0.84, 0.04, 0.04, 0.04])
+    scores = np.concatenate([start, fixed, log_p(SURE_X)])
+    path = names(decode_bio([scores], [np.zeros(3, bool)], CLASSES)[0])
+    assert path[:2] == ["B-x", "O"] and path[2] != "I-x"
+
+
+@pytest.mark.parametrize("n_docs", [0, 1, 3])
+def test_nothing_to_decode(n_docs):
+    empty = [np.zeros((0, len(CLASSES)))] * n_docs
+    paths = decode_bio(empty, [np.zeros(0, bool)] * n_docs, CLASSES)
+    assert [path.tolist() for path in paths] == [[]] * n_docs
+
+
+def test_transitions_do_not_depend_on_the_order_of_classes():
+    mixed = ["I-y", "B-x", "O", "I-x", "B-y"]
+    allowed = bio_transitions(mixed)
+    for i, before in enumerate(mixed):
+        for j, after in enumerate(mixed):
+            assert allowed[i, j] == (after[0] != "I" or before[1:] == after[1:])
+    scores = np.zeros((2, 5), dtype=np.float32)
+    scores[0, 4] = scores[1, 0] = 1.0
+    assert decode_bio([scores], [np.zeros(2, bool)], mixed)[0].tolist() == [4, 0]

@@ -1,0 +1,359 @@
+"""The two training stages, run as users run them, and self-sampling on its own."""
+
+import contextlib
+import io
+import json
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import spacy
+import torch
+from conftest import ROOT, make_examples, make_nlp
+from spacy.cli.debug_config import debug_config
+from spacy.cli.evaluate import evaluate
+from spacy.cli.init_config import fill_config
+from spacy.cli.train import train
+from spacy.tokens import DocBin
+from spacy.training import Corpus
+from test_engine import engine, make_module, make_pieces
+
+from spacy_earlyexit.architectures import module_of
+from spacy_earlyexit.criteria import TokenExit
+from spacy_earlyexit.training.self_sampling import SampledExit, SelfSampling, make_self_sampling
+
+N_LAYERS = 4
+JOINT = ROOT / "configs" / "joint.cfg"
+SELF_SAMPLING = ROOT / "configs" / "self_sampling.cfg"
+
+
+# --- spacy train ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """The six sentences as a DocBin, for training and as dev data."""
+    path = tmp_path_factory.mktemp("corpus") / "tiny.spacy"
+    nlp = spacy.blank("en")
+    DocBin(docs=[eg.reference for eg in make_examples(nlp)]).to_disk(path)
+    return str(path)
+
+
+def run_train(config, output, **overrides):
+    """`spacy train`. Returns the folder, the printed log, and the log's rows as numbers."""
+    table = io.StringIO()
+    rows = output / "log.jsonl"
+    settings = {
+        "training.batcher.size": 40,
+        "training.optimizer.learn_rate.warmup_steps": 2,
+        "training.optimizer.learn_rate.initial_rate": 0.002,
+        "training.logger.output_file": str(rows),
+        **overrides,
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    with contextlib.redirect_stdout(table):
+        train(config, output, overrides=settings)
+    return SimpleNamespace(
+        path=output,
+        table=table.getvalue(),
+        rows=[json.loads(line) for line in rows.read_text(encoding="utf8").splitlines()],
+    )
+
+
+@pytest.fixture(scope="module")
+def stage1(encoder, corpus, tmp_path_factory):
+    return run_train(
+        JOINT,
+        tmp_path_factory.mktemp("stage1"),
+        **{
+            "paths.train": corpus,
+            "paths.dev": corpus,
+            "paths.encoder": encoder,
+            "training.max_steps": 60,
+            "training.eval_frequency": 30,
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def stage2(stage1, corpus, tmp_path_factory):
+    """Two operating points within a 4-layer encoder's reach, and one beyond it."""
+    return run_train(
+        SELF_SAMPLING,
+        tmp_path_factory.mktemp("stage2"),
+        **{
+            "paths.train": corpus,
+            "paths.dev": corpus,
+            "paths.stage1": str(stage1.path / "model-last"),
+            "training.max_steps": 6,
+            "training.eval_frequency": 3,
+            "components.transformer.scorer.speedups": [1.5, 2, 40],
+            "components.transformer.scorer.window": 0,
+        },
+    )
+
+
+def log_columns(run):
+    """The printed table: column name to its values."""
+    lines = run.table.splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("E    #"))
+    names = re.split(r"\s{2,}", lines[start].strip())
+    cells = [line.split() for line in lines[start + 2 :] if re.match(r"\s*\d+ +\d+ ", line)]
+    assert len(cells) == len(run.rows)
+    assert {len(row) for row in cells} == {len(names)}
+    return {name: [float(row[i]) for row in cells] for i, name in enumerate(names)}
+
+
+@pytest.mark.parametrize("run", ["stage1", "stage2"])
+def test_log_shows_depth_and_speedup_as_they_are(run, request):
+    """Evaluation is at full depth in both stages: all layers, no speed-up."""
+    run = request.getfixturevalue(run)
+    columns = log_columns(run)
+    (depth_name,) = [name for name in columns if name.startswith("EXIT_LAYER")]
+    (speed_name,) = [name for name in columns if name.startswith("EXIT_SPEED")]
+    assert len(run.rows) >= 2
+    assert set(columns[depth_name]) == {N_LAYERS}
+    assert set(columns[speed_name]) == {1.0}
+    assert all(0 <= value <= 100 for value in columns["ENTS_F"])
+    for row in run.rows:
+        assert row["scores"]["exit_layer_mean"] == pytest.approx(N_LAYERS)
+        assert row["scores"]["exit_speedup"] == pytest.approx(1.0)
+
+
+def test_stage1_learns_and_saves(stage1):
+    assert [row["step"] for row in stage1.rows] == [0, 30, 60]
+    losses = [row["losses"]["transformer"] for row in stage1.rows]
+    # summed since the last row: one step, 30, 30
+    assert 0 < losses[2] < losses[1]
+    assert stage1.rows[-1]["score"] > 0.8
+    nlp = spacy.load(stage1.path / "model-best")
+    assert nlp.get_pipe("transformer").label_data == {"ner": ["LOC", "PER"]}
+    assert "exit_score" not in stage1.rows[-1]["scores"]
+
+
+def test_stage2_starts_from_stage1(stage1, stage2):
+    """At its first evaluation, after one small step, it knows what stage 1 has learned."""
+    assert stage1.rows[0]["scores"]["ents_f"] < 50
+    assert stage2.rows[0]["scores"]["ents_f"] > 80
+    ours = spacy.load(stage2.path / "model-last").get_pipe("transformer")
+    theirs = spacy.load(stage1.path / "model-last").get_pipe("transformer")
+    assert ours.label_data == theirs.label_data
+    difference = [
+        (a - b).abs().max().item()
+        for a, b in zip(
+            module_of(ours.model).parameters(), module_of(theirs.model).parameters(), strict=True
+        )
+    ]
+    assert 0 < max(difference) < 0.5
+
+
+def test_stage2_keeps_operating_points(stage2, corpus):
+    """The thresholds are searched while training, and work after loading."""
+    for name in ("model-best", "model-last"):
+        nlp = spacy.load(stage2.path / name)
+        transformer = nlp.get_pipe("transformer")
+        assert set(transformer.points) == {"1.5x", "2x"}, "40x is out of reach"
+        for point, target in (("1.5x", 1.5), ("2x", 2.0)):
+            entry = transformer.points[point]
+            assert entry["exit"]["@misc"] == "spacy-earlyexit.TokenExit.v1"
+            assert entry["exit"]["window"] == 0
+            assert 0 <= entry["dev_score"] <= 1
+            with transformer.use(point):
+                scores = nlp.evaluate(list(Corpus(corpus, gold_preproc=True)(nlp)))
+            assert scores["exit_speedup"] == pytest.approx(entry["dev_speedup"], rel=1e-3)
+            assert scores["exit_speedup"] == pytest.approx(target, rel=0.25)
+            assert scores["exit_layer_mean"] == pytest.approx(entry["dev_mean_depth"], rel=1e-3)
+            assert scores["ents_f"] == pytest.approx(entry["dev_score"], abs=1e-6)
+        assert nlp("Anna lives in York")._.exit_layers == [N_LAYERS] * 4, "still full depth"
+
+
+def test_stage2_chooses_by_exit_score(stage2):
+    for row in stage2.rows:
+        parts = row["scores"]
+        assert row["score"] == pytest.approx(parts["exit_score"] / 100, abs=1e-4)
+    best = max(row["score"] for row in stage2.rows)
+    meta = json.loads((stage2.path / "model-best" / "meta.json").read_text(encoding="utf8"))
+    assert meta["performance"]["exit_score"] == pytest.approx(best, abs=1e-4)
+
+
+def test_stored_pipeline_can_be_evaluated(stage2, corpus, tmp_path):
+    """`spacy evaluate --output` has depth and speed-up, and no search: that is for training."""
+    output = tmp_path / "metrics.json"
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluate(str(stage2.path / "model-best"), corpus, output=output, gold_preproc=True)
+    metrics = json.loads(output.read_text(encoding="utf8"))
+    assert metrics["exit_layer_mean"] == N_LAYERS
+    assert metrics["exit_speedup"] == 1.0
+    assert 0 <= metrics["ents_f"] <= 1
+    assert not [name for name in metrics if name.startswith("exit_score")]
+
+
+def test_stage2_without_stage1_names_the_setting(corpus, tmp_path):
+    overrides = {"paths.train": corpus, "paths.dev": corpus, "paths.stage1": str(tmp_path / "no")}
+    with pytest.raises(ValueError, match=r"no pipeline in this folder.*`init_from`"):
+        run_train(SELF_SAMPLING, tmp_path / "out", **overrides)
+
+
+# --- the configs ---------------------------------------------------------------------------
+
+
+def paths_for(config, encoder, corpus):
+    paths = {"paths.train": corpus, "paths.dev": corpus}
+    extra = {"paths.encoder": encoder} if config == JOINT else {"paths.stage1": "somewhere"}
+    return {**paths, **extra}
+
+
+@pytest.mark.parametrize("config", [JOINT, SELF_SAMPLING], ids=lambda path: path.stem)
+def test_debug_config(config, encoder, corpus):
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        debug_config(config, overrides=paths_for(config, encoder, corpus))
+    assert "Config is valid" in shown.getvalue()
+
+
+@pytest.mark.parametrize("config", [JOINT, SELF_SAMPLING], ids=lambda path: path.stem)
+def test_fill_config(config, tmp_path):
+    """What is set stays; a filled config has nothing left to fill."""
+    first, second = tmp_path / "first.cfg", tmp_path / "second.cfg"
+    fill_config(first, config, silent=True)
+    fill_config(second, first, silent=True)
+    assert first.read_text(encoding="utf8") == second.read_text(encoding="utf8")
+    ours = spacy.util.load_config(config, interpolate=False)
+    filled = spacy.util.load_config(first, interpolate=False)
+    for section in ("components", "training", "initialize", "corpora"):
+        assert flat(ours[section]).items() <= flat(filled[section]).items()
+
+
+def flat(block):
+    return {key: repr(value) for key, value in spacy.util.dict_to_dot(block).items()}
+
+
+# --- self-sampling -------------------------------------------------------------------------
+
+WINDOWS, THRESHOLDS = [1, 3, 5], [0.05, 0.1, 0.25]
+
+
+def draw(n=20_000, seed=0, **shares):
+    torch.manual_seed(seed)
+    sampled = make_self_sampling(WINDOWS, THRESHOLDS, **shares)(n)
+    # thresholds are stored in single precision
+    return sampled.window.numpy(), np.round(sampled.threshold.numpy().astype(float), 6)
+
+
+def test_sampling_respects_grids_and_shares():
+    window, threshold = draw(aggressive=0.2, full_depth=0.4)
+    assert window.shape == threshold.shape == (20_000,)
+    assert set(window) == set(WINDOWS)
+    assert set(threshold) == {0.0, *THRESHOLDS}
+    assert np.mean(threshold == 0) == pytest.approx(0.4, abs=0.02)
+    # one of nine random draws is as aggressive by chance
+    hard = (window == 1) & (threshold == 0.25)
+    assert np.mean(hard) == pytest.approx(0.2 + 0.4 / 9, abs=0.02)
+    others = (threshold > 0) & ~hard
+    for w in WINDOWS:
+        for t in THRESHOLDS:
+            share = np.mean(others & (window == w) & (threshold == t))
+            expected = 0.0 if (w, t) == (1, 0.25) else 0.4 / 9
+            assert share == pytest.approx(expected, abs=0.01)
+
+
+def test_sampling_at_the_ends_of_the_shares():
+    window, threshold = draw(1000, aggressive=1.0, full_depth=0.0)
+    assert set(window) == {1} and set(threshold) == {0.25}
+    _, threshold = draw(1000, aggressive=0.0, full_depth=1.0)
+    assert set(threshold) == {0.0}
+    window, threshold = draw(1000, aggressive=0.0, full_depth=0.0)
+    assert set(window) == set(WINDOWS) and set(threshold) == set(THRESHOLDS)
+
+
+def test_sampling_is_reproducible():
+    first, again, other = draw(50, seed=1), draw(50, seed=1), draw(50, seed=2)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+@pytest.mark.parametrize(
+    "settings,message",
+    [
+        ({"windows": []}, "`windows`"),
+        ({"windows": [2, -1]}, "`windows`"),
+        ({"thresholds": []}, "`thresholds`"),
+        ({"thresholds": [0.1, 0.0]}, "`thresholds`"),
+        ({"thresholds": [1.5]}, "`thresholds`"),
+        ({"aggressive": -0.1}, "shares"),
+        ({"full_depth": -0.1}, "shares"),
+        ({"aggressive": 0.7, "full_depth": 0.4}, "shares"),
+    ],
+)
+def test_impossible_sampling(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_self_sampling(**{"windows": WINDOWS, "thresholds": THRESHOLDS, **settings})
+
+
+def test_sampled_exit_equals_token_exit_per_unit():
+    """Every unit leaves as if it were alone with its own threshold and window."""
+    module, lengths = make_module(), [3, 7, 1, 5, 9, 2]
+    pieces = make_pieces(lengths)
+    order = np.argsort(np.diff(pieces.unit_starts), kind="stable")
+    threshold = torch.tensor([0.6, 0.0, 0.7, 0.5, 0.75, 0.65], dtype=torch.float64)
+    window = torch.tensor([0, 2, 1, 3, 0, 1])
+    scores, exits, macs, _, _ = engine(module, pieces, SampledExit(threshold, window))
+    expected = np.zeros_like(exits)
+    for position, unit in enumerate(order):
+        criterion = TokenExit(threshold[position].item(), int(window[position]))
+        own_scores, own_exits, own_macs, _, _ = engine(module, pieces, criterion)
+        words = slice(*pieces.word_starts[unit : unit + 2])
+        expected[words] = own_exits[words]
+        torch.testing.assert_close(scores[words], own_scores[words])
+        if threshold[position] > 0:
+            assert macs[unit] == own_macs[unit]
+    np.testing.assert_array_equal(exits, expected)
+    assert len(set(exits)) > 2, "the settings have to make words leave at several layers"
+
+
+def stage2_nlp(encoder, **sampling):
+    block = {"@misc": "spacy-earlyexit.SelfSampling.v1", "windows": [0], "thresholds": [1.0]}
+    model = {
+        "transformer_config": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    }
+    return make_nlp(encoder, model=model, self_sampling={**block, **sampling} if sampling else None)
+
+
+def first_update(nlp):
+    """Loss and gradients of one update."""
+    transformer = nlp.get_pipe("transformer")
+    loss = transformer.update(make_examples(nlp))["transformer"]
+    transformer._backprop()
+    named = module_of(transformer.model).named_parameters()
+    return loss, {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+def test_sampling_at_full_depth_is_stage_one(encoder):
+    loss, gradient = first_update(stage2_nlp(encoder))
+    sampled_loss, sampled_gradient = first_update(
+        stage2_nlp(encoder, aggressive=0.0, full_depth=1.0)
+    )
+    assert sampled_loss == pytest.approx(loss, rel=1e-5)
+    assert gradient and list(gradient) == list(sampled_gradient)
+    for name in gradient:
+        torch.testing.assert_close(gradient[name], sampled_gradient[name], msg=name)
+
+
+def test_what_has_left_trains_no_layer_above(encoder):
+    """With a threshold of 1 every word leaves at layer 1."""
+    _, gradient = first_update(stage2_nlp(encoder, aggressive=1.0, full_depth=0.0))
+    offramps = gradient["offramps.weight"]
+    assert offramps[0].abs().sum() > 0
+    assert offramps[1:].abs().sum() == 0
+    assert "encoder.layers.0.query.weight" in gradient
+    above = [gradient[n] for n in gradient if re.match(r"encoder\.layers\.[1-3]\.", n)]
+    assert all(g.abs().sum() == 0 for g in above)
+
+
+def test_self_sampling_belongs_to_training(encoder, tmp_path):
+    """A pipeline trained with it predicts as it is told, here at full depth."""
+    nlp = stage2_nlp(encoder, aggressive=1.0, full_depth=0.0)
+    assert isinstance(nlp.get_pipe("transformer").self_sampling, SelfSampling)
+    nlp.to_disk(tmp_path)
+    assert set(spacy.load(tmp_path)("Anna lives in York")._.exit_layers) == {N_LAYERS}
