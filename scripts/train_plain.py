@@ -61,8 +61,8 @@ def train_plain_cli(
     encoder: Annotated[str, typer.Option(help="Hub name or folder of a Hugging Face encoder")],
     output: Annotated[Path, typer.Option(help="JSON file for the metrics")],
     test: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
-    epochs: Annotated[int, typer.Option(min=1)] = 6,
-    batch_words: Annotated[int, typer.Option(min=1)] = 600,
+    epochs: Annotated[int, typer.Option(min=1)] = 5,
+    batch_words: Annotated[int, typer.Option(min=1)] = 400,
     learn_rate: float = 1e-4,
     head_scale: Annotated[
         float, typer.Option(help="The classifier's learning rate is this times the encoder's")
