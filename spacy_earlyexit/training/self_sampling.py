@@ -109,5 +109,3 @@ def make_self_sampling(
             )
         )
     return SelfSampling(windows, thresholds, aggressive, full_depth)
-
-
