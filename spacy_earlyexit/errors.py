@@ -58,10 +58,6 @@ class Errors:
         "'{name}' needs the task '{task}', but the transformer was trained with: {tasks}. "
         "Add '{task}' to `tasks` in [components.{transformer}] and train, or remove '{name}'."
     )
-    E016 = (
-        "'{name}' is not connected to an earlyexit_transformer. Put a component with the factory "
-        "earlyexit_transformer in front of it in [nlp] pipeline."
-    )
     E017 = (
         "Can't initialise '{name}' from '{path}': {problem}. `init_from` in "
         "[initialize.components.{name}] has to be the folder of a pipeline trained with a "

@@ -556,7 +556,7 @@ class EarlyExitTransformer(TrainablePipe):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # spaCy's compiled base class brings its own, whose state ends with __dict__.
-        rebuild, args, state = super().__reduce__()  # type: ignore[misc]
+        rebuild, args, state = super().__reduce__()
         # Under spawn the workers get no nlp: settle now what depends on it and on the context.
         own = self.__dict__.copy()
         own["_nlp"] = _no_nlp
