@@ -87,6 +87,7 @@ def joint_loss(
     layer_scores: Sequence[tuple[int, Tensor, Tensor]],
     gold: Mapping[str, Tensor],
     slices: Mapping[str, slice],
+    n_layers: int,
 ) -> Tensor:
     """Weighted loss over all layers and tasks: sum_l l·CE_l / sum_l l, CE_l a mean over words.
 
@@ -96,12 +97,13 @@ def joint_loss(
         that a finished word weighs nothing rather than the others more.
     gold (Mapping[str, Tensor]): Per task the gold class of every word, IGNORE where there is none.
     slices (Mapping[str, slice]): Where each task's classes lie.
+    n_layers (int): Layers of the encoder, also those that no unit of the batch lived to see.
     RETURNS (Tensor): The sum of the tasks' losses, a scalar.
     """
     scores = torch.cat([s for _, _, s in layer_scores])
     words = torch.cat([w for _, w, _ in layer_scores])
     weights = torch.cat([s.new_full((len(s),), float(layer)) for layer, _, s in layer_scores])
-    weights = weights / sum(layer for layer, _, _ in layer_scores)
+    weights = weights / sum(range(1, n_layers + 1))
     total = scores.new_zeros(())
     for task, labels in gold.items():
         n_gold = int((labels != IGNORE).sum())

@@ -280,7 +280,7 @@ def test_loss_gradient_is_numeric():
     def loss():
         units = np.arange(2)
         _, out = run(module, pieces, units, GivenExit(exits), TASKS, every_offramp=True)
-        return joint_loss(out.layer_scores, gold, module.offramps.slices)
+        return joint_loss(out.layer_scores, gold, module.offramps.slices, CONFIG.n_layers)
 
     loss().backward()
     generator = np.random.default_rng(0)
@@ -304,8 +304,11 @@ def test_joint_loss_weights():
     keep = gold != IGNORE
     ce = [torch.nn.functional.cross_entropy(s[keep], gold[keep]) for s in scores]
     expected = (1 * ce[0] + 2 * ce[1] + 3 * ce[2]) / 6
-    loss = joint_loss(layers, {"ner": gold}, {"ner": slice(0, 3)})
+    loss = joint_loss(layers, {"ner": gold}, {"ner": slice(0, 3)}, 3)
     torch.testing.assert_close(loss, expected)
+    # a batch that left at layer 2 weighs less, not its two layers more
+    left = joint_loss(layers[:2], {"ner": gold}, {"ner": slice(0, 3)}, 3)
+    torch.testing.assert_close(left, (1 * ce[0] + 2 * ce[1]) / 6)
 
 
 def test_uncertainty_bounds_and_stability():

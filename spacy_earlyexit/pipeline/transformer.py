@@ -330,7 +330,7 @@ class EarlyExitTransformer(TrainablePipe):
         gold = self._gold(examples, output)
         if not output.layer_scores or all((ids == IGNORE).all() for ids in gold.values()):
             return losses
-        loss = joint_loss(output.layer_scores, gold, output.slices)
+        loss = joint_loss(output.layer_scores, gold, output.slices, self.n_layers)
         self._pending.append(lambda: backprop(loss))
         losses[self.name] += float(loss.detach())
         if sgd not in (None, False):
