@@ -5,7 +5,8 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Annotated, Any, NamedTuple
 import spacy
 import torch
 import typer
-from spacy.scorer import get_ner_prf
+from spacy.scorer import Scorer, get_ner_prf
 from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 from torch.nn.utils.rnn import pad_sequence
@@ -47,7 +48,21 @@ class Encoded(NamedTuple):
     firsts: list[int | None]
 
 
+class Annotation(NamedTuple):
+    """All that depends on what is learned.
+
+    read: One label per word, "" for a word that has no annotation.
+    write: A copy of the Doc's words that carries the labels and nothing else.
+    score: Scores of predicted against gold Docs, as fractions; the first one chooses the epoch.
+    """
+
+    read: Callable[[Doc], list[str]]
+    write: Callable[[Doc, Sequence[str]], Doc]
+    score: Callable[[Iterable[Doc], Iterable[Doc]], dict[str, float]]
+
+
 class Peer(NamedTuple):
+    annotation: Annotation
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     labels: list[str]
@@ -60,6 +75,7 @@ def train_plain_cli(
     dev_path: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
     encoder: Annotated[str, typer.Option(help="Hub name or folder of a Hugging Face encoder")],
     output: Annotated[Path, typer.Option(help="JSON file for the metrics")],
+    task: Annotated[str, typer.Option(help="What is learned: ner, tag or pos")] = "ner",
     test: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 5,
     batch_words: Annotated[int, typer.Option(min=1)] = 400,
@@ -73,12 +89,15 @@ def train_plain_cli(
     max_steps: Annotated[int | None, typer.Option(help="Stop early, for tests", min=1)] = None,
 ) -> None:
     """Fine-tune a token classifier on gold tokens; keep the epoch that is best on dev."""
+    if task not in ANNOTATIONS:
+        raise typer.BadParameter(f"{task} is none of {', '.join(ANNOTATIONS)}", param_hint="--task")
     if threads is not None:
         torch.set_num_threads(threads)
     metrics = train_plain(
         read_docs(train_path),
         read_docs(dev_path, limit),
         encoder,
+        task=task,
         test=None if test is None else read_docs(test, limit),
         epochs=epochs,
         batch_words=batch_words,
@@ -87,7 +106,7 @@ def train_plain_cli(
         seed=seed,
         max_steps=max_steps,
     )
-    write_json(output, metrics)
+    write_json(output, {**metrics, "limit": limit})
 
 
 def train_plain(
@@ -95,6 +114,7 @@ def train_plain(
     dev: Sequence[Doc],
     encoder: str,
     *,
+    task: str = "ner",
     test: Sequence[Doc] | None = None,
     epochs: int = 6,
     batch_words: int = 600,
@@ -109,7 +129,7 @@ def train_plain(
     test from words to annotated Docs.
     """
     set_seed(seed)
-    peer = load_peer(encoder, train)
+    peer = load_peer(encoder, train, ANNOTATIONS[task])
     model = peer.model
     encoded = encode(peer, train)
     targets = [encode_labels(peer, doc, sent) for doc, sent in zip(train, encoded, strict=True)]
@@ -146,9 +166,10 @@ def train_plain(
         train_seconds += seconds
         step += len(batches)
         scores = evaluate(peer, dev, batch_words)
-        history.append({"epoch": epoch, "loss": statistics.fmean(losses), "dev_f": scores["f"]})
+        dev_score = main_score(scores)
+        history.append({"epoch": epoch, "loss": statistics.fmean(losses), "dev_score": dev_score})
         say(f"epoch {epoch}: loss {history[-1]['loss']:.4f}, dev {show(scores)}, {seconds:.0f} s")
-        if best_dev is None or scores["f"] > best_dev["f"]:
+        if best_dev is None or dev_score > main_score(best_dev):
             best_dev = scores
             best_weights = {name: value.clone() for name, value in model.state_dict().items()}
     progress.close()
@@ -158,10 +179,11 @@ def train_plain(
         start = time.perf_counter()
         predicted = predict(peer, test, batch_words)
         words_per_second = sum(map(len, test)) / (time.perf_counter() - start)
-        test_scores = score(predicted, test)
+        test_scores = peer.annotation.score(predicted, test)
         say(f"test {show(test_scores)}, {words_per_second:.0f} words per second")
     return {
         "system": "plain",
+        "task": task,
         "encoder": Path(encoder).name,
         "epochs": epochs,
         "batch_words": batch_words,
@@ -177,34 +199,68 @@ def train_plain(
     }
 
 
-# The next three functions are all that knows which annotation is learned.
-def read_labels(doc: Doc) -> list[str]:
-    """One label per word, "" for a word that has no annotation."""
+def read_iob(doc: Doc) -> list[str]:
     return [f"{w.ent_iob_}-{w.ent_type_}" if w.ent_type else w.ent_iob_ for w in doc]
 
 
-def write_labels(doc: Doc, labels: Sequence[str]) -> Doc:
-    """A copy of the Doc's words that carries the predicted labels and nothing else."""
+def write_iob(doc: Doc, labels: Sequence[str]) -> Doc:
+    return copy_words(doc, ents=repair_iob(labels))
+
+
+def score_entities(predicted: Iterable[Doc], gold: Iterable[Doc]) -> dict[str, float]:
+    prf = get_ner_prf([Example(x, y) for x, y in zip(predicted, gold, strict=True)])
+    # None where nothing was there to score.
+    return {key: prf[f"ents_{key}"] or 0.0 for key in ("f", "p", "r")}
+
+
+def read_attribute(doc: Doc, attribute: str) -> list[str]:
+    return [getattr(word, f"{attribute}_") for word in doc]
+
+
+def write_attribute(doc: Doc, labels: Sequence[str], argument: str) -> Doc:
+    return copy_words(doc, **{argument: list(labels)})
+
+
+def score_attribute(
+    predicted: Iterable[Doc], gold: Iterable[Doc], attribute: str
+) -> dict[str, float]:
+    examples = [Example(x, y) for x, y in zip(predicted, gold, strict=True)]
+    return {"acc": Scorer.score_token_attr(examples, attribute)[f"{attribute}_acc"] or 0.0}
+
+
+def annotate_attribute(attribute: str, argument: str) -> Annotation:
+    return Annotation(
+        partial(read_attribute, attribute=attribute),
+        partial(write_attribute, argument=argument),
+        partial(score_attribute, attribute=attribute),
+    )
+
+
+ANNOTATIONS = {
+    "ner": Annotation(read_iob, write_iob, score_entities),
+    "tag": annotate_attribute("tag", "tags"),
+    "pos": annotate_attribute("pos", "pos"),
+}
+
+
+def main_score(scores: dict[str, float]) -> float:
+    return next(iter(scores.values()))
+
+
+def copy_words(doc: Doc, **annotation: Any) -> Doc:
     return Doc(
         doc.vocab,
         words=[word.text for word in doc],
         spaces=[bool(word.whitespace_) for word in doc],
-        ents=repair_iob(labels),
+        **annotation,
     )
 
 
-def score(predicted: Iterable[Doc], gold: Iterable[Doc]) -> dict[str, float]:
-    """Precision, recall and F of whole entities, as fractions."""
-    prf = get_ner_prf([Example(x, y) for x, y in zip(predicted, gold, strict=True)])
-    # None where nothing was there to score.
-    return {key: prf[f"ents_{key}"] or 0.0 for key in ("p", "r", "f")}
-
-
 def repair_iob(labels: Sequence[str]) -> list[str]:
-    """Let an I-x that continues no entity of its type begin one."""
+    """Let an I-x that continues no entity of its type begin one; no label is outside."""
     repaired = []
     previous = "O"
-    for label in labels:
+    for label in (label or "O" for label in labels):
         if label.startswith("I-") and label[2:] != previous[2:]:
             label = f"B-{label[2:]}"
         repaired.append(label)
@@ -227,8 +283,8 @@ def read_docs(path: Path, limit: int = 0) -> list[Doc]:
     return docs[: limit or None]
 
 
-def load_peer(encoder: str, train: Iterable[Doc]) -> Peer:
-    labels = sorted(set(chain.from_iterable(map(read_labels, train))) - {""})
+def load_peer(encoder: str, train: Iterable[Doc], annotation: Annotation) -> Peer:
+    labels = sorted(set(chain.from_iterable(map(annotation.read, train))) - {""})
     if not labels:
         raise ValueError("the training data has no labels")
     tokenizer = AutoTokenizer.from_pretrained(encoder, use_fast=True)
@@ -239,7 +295,7 @@ def load_peer(encoder: str, train: Iterable[Doc]) -> Peer:
     )
     model.float()  # weights that are float16 on disk may be loaded as such
     max_pieces = min(tokenizer.model_max_length, model.config.max_position_embeddings)
-    return Peer(model, tokenizer, labels, max_pieces)
+    return Peer(annotation, model, tokenizer, labels, max_pieces)
 
 
 def encode(peer: Peer, docs: Iterable[Doc]) -> list[Encoded]:
@@ -259,7 +315,7 @@ def encode(peer: Peer, docs: Iterable[Doc]) -> list[Encoded]:
     if without:
         warnings.warn(
             f"{without} words have no piece (cut off after {peer.max_pieces} pieces, or nothing "
-            "that the tokenizer keeps): they are not trained on and are predicted as O",
+            "that the tokenizer keeps): they are not trained on and get no label",
             stacklevel=2,
         )
     return encoded
@@ -269,7 +325,7 @@ def encode_labels(peer: Peer, doc: Doc, sent: Encoded) -> list[int]:
     """The target of each piece: a word's label on its first one, nothing on the others."""
     ids = peer.model.config.label2id
     targets = [IGNORED] * len(sent.pieces)
-    for first, label in zip(sent.firsts, read_labels(doc), strict=True):
+    for first, label in zip(sent.firsts, peer.annotation.read(doc), strict=True):
         if first is not None:
             targets[first] = ids.get(label, IGNORED)
     return targets
@@ -332,7 +388,7 @@ def make_optimizer(
 
 
 def evaluate(peer: Peer, docs: Sequence[Doc], batch_words: int) -> dict[str, float]:
-    return score(predict(peer, docs, batch_words), docs)
+    return peer.annotation.score(predict(peer, docs, batch_words), docs)
 
 
 @torch.inference_mode()
@@ -346,9 +402,9 @@ def predict(peer: Peer, docs: Sequence[Doc], batch_words: int) -> list[Doc]:
         logits = peer.model(**collate(peer, [encoded[i] for i in batch])).logits
         for i, ids in zip(batch, logits.argmax(-1).tolist(), strict=True):
             labels = [
-                "O" if first is None else peer.labels[ids[first]] for first in encoded[i].firsts
+                "" if first is None else peer.labels[ids[first]] for first in encoded[i].firsts
             ]
-            predicted[i] = write_labels(docs[i], labels)
+            predicted[i] = peer.annotation.write(docs[i], labels)
     return [predicted[i] for i in range(len(docs))]
 
 

@@ -1,13 +1,12 @@
-import importlib.util
 import json
 import random
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import spacy
 import torch
+from conftest import load_script
 from spacy.tokens import Doc, DocBin
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -16,7 +15,6 @@ from tokenizers.processors import BertProcessing
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
 MAX_PIECES = 16
 SENTENCES = [
     [("Anna", "B-PER"), ("lives", "O"), ("in", "O"), ("New", "B-LOC"), ("York", "I-LOC")],
@@ -24,14 +22,6 @@ SENTENCES = [
     [("in", "O"), ("York", "B-LOC")],
     [("lives", "O")],
 ]
-
-
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 script = load_script("train_plain")
@@ -82,20 +72,20 @@ def make_docs(sentences: list[list[tuple[str, str]]]) -> list[Doc]:
 
 
 def labels_of(docs: list[Doc]) -> list[list[str]]:
-    return [script.read_labels(doc) for doc in docs]
+    return [script.read_iob(doc) for doc in docs]
 
 
 def test_labels_go_to_the_doc_and_back(docs: list[Doc]) -> None:
     labels = labels_of(docs)
     assert labels == [[label for _, label in rows] for rows in SENTENCES]
-    copies = [script.write_labels(doc, row) for doc, row in zip(docs, labels, strict=True)]
+    copies = [script.write_iob(doc, row) for doc, row in zip(docs, labels, strict=True)]
     assert labels_of(copies) == labels
     assert [doc.text for doc in copies] == [doc.text for doc in docs]
-    assert script.score(copies, docs) == {"p": 1.0, "r": 1.0, "f": 1.0}
+    assert script.score_entities(copies, docs) == {"p": 1.0, "r": 1.0, "f": 1.0}
 
 
 def test_words_without_annotation_have_no_label(docs: list[Doc]) -> None:
-    assert script.read_labels(Doc(docs[0].vocab, words=["a", "b"])) == ["", ""]
+    assert script.read_iob(Doc(docs[0].vocab, words=["a", "b"])) == ["", ""]
 
 
 def test_an_inside_that_continues_nothing_begins_an_entity(docs: list[Doc]) -> None:
@@ -112,11 +102,11 @@ def test_an_inside_that_continues_nothing_begins_an_entity(docs: list[Doc]) -> N
 
 def test_scores_are_zero_without_entities() -> None:
     docs = make_docs([[("lives", "O")]])
-    assert script.score(docs, docs) == {"p": 0.0, "r": 0.0, "f": 0.0}
+    assert script.score_entities(docs, docs) == {"p": 0.0, "r": 0.0, "f": 0.0}
 
 
 def test_only_first_pieces_have_targets(encoder: Path, docs: list[Doc]) -> None:
-    peer = script.load_peer(encoder, docs)
+    peer = script.load_peer(encoder, docs, script.ANNOTATIONS["ner"])
     assert peer.labels == ["B-LOC", "B-PER", "I-LOC", "O"]
     sent = script.encode(peer, docs)[0]
     pieces = peer.tokenizer.convert_ids_to_tokens(sent.pieces)
@@ -129,14 +119,14 @@ def test_only_first_pieces_have_targets(encoder: Path, docs: list[Doc]) -> None:
 
 
 def test_labels_unseen_in_training_are_ignored(encoder: Path, docs: list[Doc]) -> None:
-    peer = script.load_peer(encoder, docs)
+    peer = script.load_peer(encoder, docs, script.ANNOTATIONS["ner"])
     strange = make_docs([[("Bob", "B-ORG"), ("in", "O")]])[0]
     targets = script.encode_labels(peer, strange, script.encode(peer, [strange])[0])
     assert targets == [script.IGNORED, script.IGNORED, 3, script.IGNORED]
 
 
 def test_words_cut_off_are_o(encoder: Path, docs: list[Doc]) -> None:
-    peer = script.load_peer(encoder, docs)
+    peer = script.load_peer(encoder, docs, script.ANNOTATIONS["ner"])
     long = make_docs([[("York", "B-LOC")] * (MAX_PIECES + 3)])
     kept = MAX_PIECES - 2  # [CLS] and [SEP] take two places
     with pytest.warns(UserWarning, match=f"5 words have no piece .*{MAX_PIECES} pieces"):
@@ -145,17 +135,17 @@ def test_words_cut_off_are_o(encoder: Path, docs: list[Doc]) -> None:
     assert script.encode_labels(peer, long[0], sent)[1:-1] == [0] * kept
     with pytest.warns(UserWarning, match="5 words"):
         predicted = script.predict(peer, long, 100)
-    assert script.read_labels(predicted[0])[kept:] == ["O"] * 5
+    assert script.read_iob(predicted[0])[kept:] == ["O"] * 5
 
 
 def test_no_labels_at_all_is_an_error(encoder: Path, docs: list[Doc]) -> None:
     with pytest.raises(ValueError, match="no labels"):
-        script.load_peer(encoder, [Doc(docs[0].vocab, words=["a"])])
+        script.load_peer(encoder, [Doc(docs[0].vocab, words=["a"])], script.ANNOTATIONS["ner"])
 
 
 def test_batches_hold_every_doc_once(encoder: Path, docs: list[Doc]) -> None:
     many = docs * 25
-    encoded = script.encode(script.load_peer(encoder, docs), many)
+    encoded = script.encode(script.load_peer(encoder, docs, script.ANNOTATIONS["ner"]), many)
     rng = random.Random(0)
     first, second = (script.shuffled_batches(many, encoded, 10, rng) for _ in range(2))
     assert first != second
@@ -171,7 +161,7 @@ def test_a_doc_longer_than_a_batch_stands_alone(docs: list[Doc]) -> None:
 
 
 def test_decay_spares_biases_and_norms(encoder: Path, docs: list[Doc]) -> None:
-    model = script.load_peer(encoder, docs).model
+    model = script.load_peer(encoder, docs, script.ANNOTATIONS["ner"]).model
     names = {id(param): name for name, param in model.named_parameters()}
     groups = script.make_optimizer(model, 0.1, 10.0).param_groups
     spared = {names[id(p)] for g in groups if g["weight_decay"] == 0 for p in g["params"]}
@@ -182,7 +172,7 @@ def test_decay_spares_biases_and_norms(encoder: Path, docs: list[Doc]) -> None:
 
 
 def test_prediction_keeps_the_order_whatever_the_batch(encoder: Path, docs: list[Doc]) -> None:
-    peer = script.load_peer(encoder, docs)
+    peer = script.load_peer(encoder, docs, script.ANNOTATIONS["ner"])
     alone = script.predict(peer, docs, 1)
     together = script.predict(peer, docs, 1000)
     assert [doc.text for doc in alone] == [doc.text for doc in docs]
@@ -195,8 +185,41 @@ def test_it_learns(encoder: Path, docs: list[Doc]) -> None:
     )
     losses = [row["loss"] for row in metrics["history"]]
     assert losses[-1] < 0.2 * losses[0]
-    assert metrics["dev"]["f"] == max(row["dev_f"] for row in metrics["history"]) > 0.9
+    assert metrics["dev"]["f"] == max(row["dev_score"] for row in metrics["history"]) > 0.9
     assert metrics["test"] == metrics["dev"]
+
+
+def test_it_learns_tags(encoder: Path) -> None:
+    vocab = spacy.blank("xx").vocab
+    sentences = [[("Anna", "NNP"), ("lives", "VBZ")], [("in", "IN"), ("York", "")]]
+    docs = [
+        Doc(vocab, words=[word for word, _ in rows], tags=[tag for _, tag in rows])
+        for rows in sentences
+    ]
+    metrics = script.train_plain(
+        docs, docs, encoder, task="tag", test=docs, epochs=40, batch_words=6, learn_rate=5e-3
+    )
+    assert metrics["task"] == "tag"
+    # The word without a tag is neither learned nor scored.
+    assert metrics["dev"] == metrics["test"] == {"acc": 1.0}
+
+
+def test_an_unknown_task_is_named(encoder: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "docs.spacy"
+    DocBin(docs=make_docs(SENTENCES)).to_disk(corpus)
+    arguments = [
+        corpus,
+        corpus,
+        "--encoder",
+        encoder,
+        "--output",
+        tmp_path / "m",
+        "--task",
+        "lemma",
+    ]
+    result = CliRunner().invoke(script.app, [str(argument) for argument in arguments])
+    assert result.exit_code == 2
+    assert "lemma is none of ner, tag, pos" in result.output
 
 
 def test_the_best_epoch_is_kept(
@@ -208,11 +231,11 @@ def test_the_best_epoch_is_kept(
     def evaluate(peer: Any, *_: Any) -> dict[str, float]:
         weights = {name: value.clone() for name, value in peer.model.state_dict().items()}
         seen.append((peer, weights))
-        return {"p": 0.0, "r": 0.0, "f": dev_f[len(seen) - 1]}
+        return {"f": dev_f[len(seen) - 1], "p": 0.0, "r": 0.0}
 
     monkeypatch.setattr(script, "evaluate", evaluate)
     metrics = script.train_plain(docs, docs, encoder, epochs=4, learn_rate=1e-3)
-    assert [row["dev_f"] for row in metrics["history"]] == dev_f
+    assert [row["dev_score"] for row in metrics["history"]] == dev_f
     assert metrics["dev"]["f"] == 0.6
     final = seen[0][0].model.state_dict()
     same = [all(torch.equal(final[name], weights[name]) for name in final) for _, weights in seen]
@@ -236,6 +259,8 @@ def test_cli(encoder: Path, docs: list[Doc], tmp_path: Path) -> None:
     assert set(metrics) == {
         *(
             "system",
+            "task",
+            "limit",
             "encoder",
             "epochs",
             "batch_words",
@@ -251,7 +276,7 @@ def test_cli(encoder: Path, docs: list[Doc], tmp_path: Path) -> None:
     assert (metrics["epochs"], metrics["batch_words"], metrics["seed"]) == (3, 8, 1)
     assert metrics["learn_rate"] == 0.001
     # 2 steps: with 11 words in batches of at most 8 that is the first epoch.
-    assert [set(row) for row in metrics["history"]] == [{"epoch", "loss", "dev_f"}]
+    assert [set(row) for row in metrics["history"]] == [{"epoch", "loss", "dev_score"}]
     assert set(metrics["dev"]) == set(metrics["test"]) == {"p", "r", "f"}
     assert metrics["train_seconds"] > 0 and metrics["words_per_second"] > 0
     assert [path.name for path in output.parent.iterdir()] == ["metrics.json"]
