@@ -9,6 +9,7 @@ from typing import Any
 
 import catalogue
 import numpy as np
+from spacy.attrs import ORTH
 from spacy.training import Example
 
 from .errors import Errors
@@ -79,6 +80,45 @@ class PosTask(TokenAttributeTask):
     """Universal part-of-speech tags (UPOS)."""
 
     annotation, attribute = "token.pos_", "POS"
+
+
+class TokenExtensionTask(Task):
+    """A custom attribute of each token, token._.x, whose values are strings, or None where unknown.
+    Subclasses name it.
+    """
+
+    extension: str
+
+    def __init__(self) -> None:
+        self.annotation = f"token._.{self.extension}"
+
+    def gold(self, example: Example) -> Sequence[str | None]:
+        gold = [token._.get(self.extension) or None for token in example.reference]
+        return aligned(example, gold)
+
+
+def aligned(example: Example, values: Sequence[str | None]) -> list[str | None]:
+    """Values of the gold tokens on the predicted tokens, by the rule of Example.get_aligned, which
+    knows spaCy's own attributes only.
+
+    example (Example): The example.
+    values (Sequence[Optional[str]]): One per token of example.reference, None where unknown.
+    RETURNS (List[Optional[str]]): One per token of example.predicted: the value that all its gold
+        tokens have, None if they differ or there are none.
+    RAISES (ValueError): If there is not one value per gold token.
+    """
+    predicted, reference = example.predicted, example.reference
+    if len(values) != len(reference):
+        expected = f"{len(reference)}, one for each token of example.reference"
+        raise ValueError(
+            Errors.E019.format(setting="len(values)", expected=expected, value=len(values))
+        )
+    # Mostly the tokens are the same, and comparing them is much cheaper than aligning characters.
+    if np.array_equal(predicted.to_array(ORTH), reference.to_array(ORTH)):
+        return list(values)
+    to_gold = example.alignment.x2y
+    found = ({values[j] for j in to_gold[i]} for i in range(len(predicted)))
+    return [own.pop() if len(own) == 1 else None for own in found]
 
 
 def _biluo_to_bio(tag: str | None) -> str | None:

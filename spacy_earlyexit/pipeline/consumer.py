@@ -1,6 +1,6 @@
 """The base of the light components that write to the Doc what the exits said."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,8 +27,8 @@ class ExitConsumer(Pipe):
 
     name: str
     tasks: list[str]
-    upstream: str
-    scorer: Any
+    upstream: str = "*"
+    scorer: Any = None
     score_key: str
     transformer: "EarlyExitTransformer | None" = None
 
@@ -72,6 +72,29 @@ class ExitConsumer(Pipe):
         """Per Doc the encoded tokens, shape (n,), and their scores, shape (n, n_classes)."""
         all_exits = [self.exits(doc, task) for doc in docs]
         return [(e.tokens, e.scores[:, e.slices[task]]) for e in all_exits]
+
+    def values(self, task: str, classes: Sequence[str]) -> np.ndarray:
+        """What `best` gives for each class, shape (n_classes,): its name, unless overridden."""
+        return np.asarray(classes, dtype=object)
+
+    def best(self, docs: list[Doc], task: str) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The best class of every word, each for itself.
+
+        docs (List[Doc]): Docs that the transformer has seen.
+        task (str): The task.
+        RETURNS (List[Tuple[ndarray, ndarray]]): Per Doc the encoded tokens (all but whitespace),
+            shape (n,), and the values of their classes, shape (n,).
+        RAISES (ValueError): If a Doc has no scores.
+        """
+        values: np.ndarray | None = None
+        found = []
+        for doc in docs:
+            exits = self.exits(doc, task)
+            if values is None:
+                values = self.values(task, exits.classes[task])
+            best = exits.scores[:, exits.slices[task]].argmax(axis=1)
+            found.append((exits.tokens, values[best]))
+        return found
 
     def predict(self, docs: list[Doc]) -> Any:
         """What to write on each Doc, from its scores; changes nothing."""

@@ -1,6 +1,6 @@
 """Part-of-speech tags from the exit scores."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -100,16 +100,11 @@ class EarlyExitTagger(ExitConsumer):
         """
         predictions: list[dict[str, tuple[np.ndarray, np.ndarray]]] = [{} for _ in docs]
         for task in self.tasks:
-            values: np.ndarray | None = None
-            for doc, prediction in zip(docs, predictions, strict=True):
-                exits = self.exits(doc, task)
-                if values is None:
-                    values = self._values(task, exits.classes[task])
-                best = exits.scores[:, exits.slices[task]].argmax(axis=1)
-                prediction[task] = (exits.tokens, values[best])
+            for prediction, best in zip(predictions, self.best(docs, task), strict=True):
+                prediction[task] = best
         return predictions
 
-    def _values(self, task: str, classes: Iterable[str]) -> np.ndarray:
+    def values(self, task: str, classes: Sequence[str]) -> np.ndarray:
         """The attribute's values of the classes, shape (n_classes,), uint64."""
         if task == "pos":
             return np.asarray([POS_IDS[name] for name in classes], dtype=np.uint64)
