@@ -76,6 +76,11 @@ class Errors:
         "A MAC speed-up of {target} can't be reached: the largest with this criterion is "
         "{best:.2f}. Ask for less, or use a smaller window."
     )
+    E022 = (
+        "The Doc {text!r} has no exit layers. Run its text through a pipeline with an "
+        "earlyexit_transformer; a DocBin keeps them if it is made with "
+        "DocBin(store_user_data=True)."
+    )
 
 
 class Warnings:
