@@ -1,6 +1,9 @@
 """Fixtures: a tiny random encoder on disk, small gold data, and the shared real data."""
 
+import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import spacy
@@ -24,6 +27,20 @@ TEXTS = [
     ("she said hello", []),
     ("New York", [(0, 2, "LOC")]),
 ]
+
+
+def load_script(name: str) -> ModuleType:
+    """A module of the folder scripts, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # As when it is run: it finds the other scripts beside it.
+    sys.path.insert(0, str(ROOT / "scripts"))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    return module
 
 
 def make_encoder(path: Path, n_layers: int = 4, n_positions: int = 64, **settings) -> Path:

@@ -1,13 +1,12 @@
 """python -m spacy earlyexit …: what the commands say, and how they fail."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 
 import pytest
 import spacy
-from conftest import ROOT, TEXTS, make_encoder
+from conftest import ROOT, TEXTS, load_script, make_encoder
 from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 from spacy.util import registry
@@ -146,9 +145,7 @@ def test_info_without_transformer_names_what_is_there(tmp_path):
 
 
 def test_the_evaluation_script_fails_without_transformer(tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("evaluate", ROOT / "scripts" / "evaluate.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script("evaluate")
     spacy.blank("en").to_disk(tmp_path)
     with pytest.raises(SystemExit) as stop:
         script.evaluate(tmp_path, tmp_path, tmp_path, speedups=[2.0])

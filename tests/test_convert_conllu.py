@@ -1,35 +1,20 @@
-import importlib.util
 import re
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import spacy
+from conftest import ROOT, SHARED, load_script
 from spacy.tokens import Doc, DocBin
 from spacy.training import Corpus
 from spacy.training.converters import conllu_to_docs
 from typer.testing import CliRunner
 
-ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "assets" / "sample"
-DATA = ROOT.parent / "shared" / "data" / "ewt"
+DATA = SHARED / "data" / "ewt"
 PARTS = ("train", "dev", "test")
-
-
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # As when it is run: it finds the other scripts beside it.
-    sys.path.insert(0, str(ROOT / "scripts"))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.pop(0)
-    return module
 
 
 script = load_script("convert_conllu")
