@@ -2,15 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-SHARED ?= ../shared
 # A stamp that is renewed when what is to be installed changes.
 READY := $(VENV)/.ready
-
-# A local copy of corpus and encoder, where there is one; else they come from the network.
-LOCAL := $(if $(wildcard $(SHARED)/encoder),--vars.encoder $(SHARED)/encoder) \
-	$(if $(wildcard $(SHARED)/data),--vars.mirror $(SHARED)/data)
-DEMO := $(LOCAL) --vars.name demo --vars.stage1_steps 240 --vars.stage2_steps 40 \
-	--vars.eval_frequency 120 --vars.limit 300 --vars.repeats 1
 
 .PHONY: demo test clean
 
@@ -21,9 +14,10 @@ $(READY): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test,dev]'
 	touch $(READY)
 
-# The whole WNUT-17 workflow on a small budget: convert, both training stages, evaluate, report.
+# The whole workflow on the sample corpus: encoder, conversion, both training stages, evaluation.
+# What is up to date is not done again.
 demo: $(READY)
-	$(BIN)/python -m spacy project run demo . $(DEMO)
+	$(BIN)/python -m spacy project run all .
 
 test: $(READY)
 	$(BIN)/ruff check .
@@ -32,4 +26,4 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 clean:
-	rm -rf $(VENV) corpus training
+	rm -rf $(VENV) corpus training packages assets/encoder

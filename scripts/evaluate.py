@@ -5,13 +5,13 @@ from collections.abc import Callable
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import spacy
 import torch
 import typer
 from spacy.training import Corpus
-from wasabi import msg, table
+from wasabi import msg
 
 from spacy_earlyexit.calibration import Probe, find_threshold
 from spacy_earlyexit.criteria import ExitCriterion, SentenceExit, TokenExit
@@ -30,7 +30,7 @@ def evaluate_cli(
     window: Annotated[int, typer.Option(help="Window of token exit")] = 2,
     repeats: Annotated[int, typer.Option(help="Timed rounds (medians)")] = 5,
     limit: Annotated[int, typer.Option(help="First documents only, 0 for all")] = 0,
-    raw_text: Annotated[bool, typer.Option(help="Predict from the text, not gold tokens")] = False,
+    raw_text: Annotated[bool, typer.Option(help="One more row: from the text, not tokens")] = False,
 ) -> None:
     """Thresholds for each speed-up are searched on dev; scores and times are of test."""
     figures = evaluate(
@@ -44,7 +44,6 @@ def evaluate_cli(
         raw_text=raw_text,
     )
     write_json(output, figures)
-    print_rows(figures["rows"])
     msg.good(f"Saved the figures to {output}")
 
 
@@ -62,7 +61,7 @@ def evaluate(
     """See evaluate_cli.
 
     RETURNS (Dict[str, Any]): A header (machine, versions) and the rows of compare_settings, each
-        with the dev score of its setting.
+        with the dev score of its setting, but for that of the raw text.
     """
     nlp = spacy.load(pipeline)
     try:
@@ -70,8 +69,7 @@ def evaluate(
     except ValueError as error:
         msg.fail(str(error), exits=1)
     dev, test = (
-        list(Corpus(path, gold_preproc=not raw_text, limit=limit)(nlp))
-        for path in (dev_path, test_path)
+        list(Corpus(path, gold_preproc=True, limit=limit)(nlp)) for path in (dev_path, test_path)
     )
     settings: dict[str, ExitCriterion | None] = {"full depth": None}
     dev_scores = {"full depth": Probe(transformer, dev)(None)}
@@ -94,12 +92,14 @@ def evaluate(
     for row in rows:
         on_dev = dev_scores[row["setting"]]
         row.update(dev_score=on_dev.score, dev_speedup=on_dev.speedup)
+    if raw_text:
+        texts = list(Corpus(test_path, gold_preproc=False, limit=limit)(nlp))
+        rows += compare_settings(nlp, transformer, texts, {"full depth, raw text": None}, repeats=0)
     return {
         "pipeline": str(pipeline),
         "test": test_path.name,
         "documents": len(test),
         "words": sum(len(eg.predicted) for eg in test),
-        "tokens": "raw text" if raw_text else "gold",
         "window": window,
         "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
         "versions": {name: version(name) for name in ("spacy", "torch", "spacy-earlyexit")},
@@ -114,24 +114,6 @@ def cpu_name() -> str:
     except OSError:
         names = []
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def print_rows(rows: list[dict[str, Any]]) -> None:
-    scores = [key for key in rows[0] if key.endswith(("_f", "_acc")) and not key.startswith("dev")]
-    header = ["setting", *scores, "mean layer", "MAC speed-up", "words/s", "wall speed-up"]
-    body = [
-        [
-            row["setting"],
-            *(f"{100 * row[key]:.2f}" for key in scores),
-            f"{row['exit_layer_mean']:.2f}",
-            f"{row['exit_speedup']:.2f}x",
-            f"{row['words_per_second']:,.0f}" if "words_per_second" in row else "-",
-            f"{row['wall_speedup']:.2f}x" if "wall_speedup" in row else "-",
-        ]
-        for row in rows
-    ]
-    aligns: list[Literal["l", "r"]] = ["l", *["r"] * (len(header) - 1)]  # type: ignore[list-item]
-    print(table(body, header=header, divider=True, aligns=aligns))
 
 
 if __name__ == "__main__":

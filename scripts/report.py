@@ -1,85 +1,115 @@
-"""Print what the workflow measured as one Markdown table; put it into README.md if asked to."""
+"""Print what a workflow measured as a table; put it into README.md if asked to."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from wasabi import msg
+from wasabi import table as text_table
 
 from spacy_earlyexit.files import write_bytes
 
-METRICS = Path("metrics")
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-HEADER = [
-    "system",
-    "dev F1",
-    "test F1",
-    "mean exit layer",
-    "MAC speed-up",
-    "words/s",
-    "wall-clock speed-up",
-]
+# The scores that have a column where they were measured, and what the plain peer calls them.
+SCORES = {
+    "ents_f": ("NER F1", "ner", "f"),
+    "tag_acc": ("tag accuracy", "tag", "acc"),
+    "pos_acc": ("tag accuracy (UPOS)", "pos", "acc"),
+}
+COSTS = ["mean exit layer", "MAC speed-up", "words/s", "wall-clock speed-up"]
 
 
 def report_cli(
-    name: Annotated[str, typer.Argument(help="What the run is called: vars.name")],
-    metrics: Annotated[Path, typer.Option(help="Folder of the JSON files", exists=True)] = METRICS,
+    name: Annotated[str, typer.Argument(help="What the run is called")],
+    metrics: Annotated[Path, typer.Option(help="Folder of the JSON files", exists=True)] = Path(
+        "metrics"
+    ),
     readme: Annotated[Path | None, typer.Option(help="Replace the table in this file")] = None,
 ) -> None:
     """Print the table of what a run measured: the plain peer, stage 1, stage 2."""
-    paths = [metrics / f"{name}_{part}.json" for part in ("plain", "joint", "self_sampling")]
-    figures = [json.loads(path.read_text(encoding="utf8")) for path in paths if path.is_file()]
+    figures = [
+        json.loads(path.read_text(encoding="utf8"))
+        for part in ("plain*", "joint", "self_sampling")
+        for path in sorted(metrics.glob(f"{name}_{part}.json"))
+    ]
     if not figures:
-        msg.fail(f"There is none of {', '.join(map(str, paths))}: run the workflow", exits=1)
-    table = report(figures)
-    print(table)
+        msg.fail(f"There is no {metrics / name}_*.json: run the workflow first", exits=1)
+    header, rows, notes = report(figures)
+    aligns: list[Literal["l", "r", "c"]] = ["l", *["r" for _ in header[1:]]]  # type: ignore[list-item]
+    print(text_table(rows, header=header, divider=True, aligns=aligns, max_col=60))
+    print("\n".join(notes))
     if readme:
+        begin, end = f"<!-- results {name}: begin -->", f"<!-- results {name}: end -->"
         text = readme.read_text(encoding="utf8")
-        if BEGIN not in text or END not in text:
-            msg.fail(f"{readme} has no lines '{BEGIN}' and '{END}'", exits=1)
-        before, rest = text.split(BEGIN, 1)
-        after = rest.split(END, 1)[1]
-        write_bytes(readme, f"{before}{BEGIN}\n{table}\n{END}{after}".encode())
+        if begin not in text or end not in text:
+            msg.fail(f"{readme} has no lines '{begin}' and '{end}'", exits=1)
+        before, rest = text.split(begin, 1)
+        after = rest.split(end, 1)[1]
+        content = "\n\n".join([markdown_table(header, rows), *notes])
+        write_bytes(readme, f"{before}{begin}\n{content}\n{end}{after}".encode())
         msg.good(f"Updated {readme}")
 
 
-def report(figures: list[dict[str, Any]]) -> str:
-    """figures (List[Dict]): Plain metrics (of train_plain.py) and pipelines (of evaluate.py).
+def report(figures: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]], list[str]]:
+    """figures (Sequence[Dict]): Plain metrics (of train_plain.py) and pipelines (of evaluate.py).
 
-    RETURNS (str): A Markdown table, and a line that says where it was measured.
+    RETURNS (Tuple[List[str], List[List[str]], List[str]]): Header, rows, and lines that say where
+        it was measured. Scores are of test, in percent.
     """
+    plain = {own["task"]: own for own in figures if own.get("system") == "plain"}
+    pipelines = [own for own in figures if own.get("system") != "plain"]
+    measured = {key for own in pipelines for row in own["rows"] for key in row}
+    known = [key for key, (_, task, _) in SCORES.items() if key in measured or task in plain]
+    header = ["system", "dev score", *(SCORES[key][0] for key in known), *COSTS]
     rows: list[list[str]] = []
-    notes: list[str] = []
-    for own in figures:
-        if own.get("system") == "plain":
-            speed = f"{own['words_per_second']:,.0f}" if own["words_per_second"] else ""
-            test = f"{100 * own['test']['f']:.2f}" if own["test"] else ""
-            dev = f"{100 * own['dev']['f']:.2f}"
-            rows.append(["plain fine-tuned encoder (Hugging Face)", dev, test, "", "", speed, ""])
-        else:
-            stage = "stage 2" if "self_sampling" in own["pipeline"] else "stage 1"
-            rows += [pipeline_row(stage, row) for row in own["rows"]]
-            notes.append(
-                f"{own['words']:,} test words on {own['machine']['threads']} threads of "
-                f"{own['machine']['cpu']}, torch {own['versions']['torch']}"
+    notes: set[str] = set()
+    for task, own in plain.items():
+        scores = {key: own["test"] for key, (_, of, _) in SCORES.items() if of == task}
+        kind = SCORES[next(iter(scores))][2]
+        rows.append(
+            [
+                f"plain fine-tuned encoder (Hugging Face), {task}",
+                percent(own["dev"][kind]),
+                *(percent(scores[key][kind]) if scores.get(key) else "" for key in known),
+                "",
+                "",
+                number(own["words_per_second"], ",.0f"),
+                "",
+            ]
+        )
+    for own in pipelines:
+        stage = "stage 2" if "self_sampling" in own["pipeline"] else "stage 1"
+        for row in own["rows"]:
+            rows.append(
+                [
+                    f"{stage}, {row['setting']}",
+                    percent(row.get("dev_score")),
+                    *(percent(row.get(key)) for key in known),
+                    number(row["exit_layer_mean"], ".2f"),
+                    number(row["exit_speedup"], ".2f", "×"),
+                    number(row.get("words_per_second"), ",.0f"),
+                    number(row.get("wall_speedup"), ".2f", "×"),
+                ]
             )
-    lines = [HEADER, ["---"] + ["---:"] * (len(HEADER) - 1), *rows]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n\n".join([table, *sorted({f"Measured with {note}." for note in notes})])
+        notes.add(
+            f"Measured on {own['words']:,} test words with {own['machine']['threads']} threads of "
+            f"{own['machine']['cpu']}, torch {own['versions']['torch']}."
+        )
+    return header, rows, sorted(notes)
 
 
-def pipeline_row(stage: str, row: dict[str, Any]) -> list[str]:
-    timed = "words_per_second" in row
-    return [
-        f"{stage}, {row['setting']}",
-        f"{100 * row['dev_score']:.2f}",
-        f"{100 * row['ents_f']:.2f}",
-        f"{row['exit_layer_mean']:.2f}",
-        f"{row['exit_speedup']:.2f}×",
-        f"{row['words_per_second']:,.0f}" if timed else "",
-        f"{row['wall_speedup']:.2f}×" if timed else "",
-    ]
+def percent(score: float | None) -> str:
+    return number(score and 100 * score, ".2f")
+
+
+def number(value: float | None, form: str, unit: str = "") -> str:
+    return "" if value is None else f"{value:{form}}{unit}"
+
+
+def markdown_table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 if __name__ == "__main__":
