@@ -1,13 +1,21 @@
-"""The registered architecture: documents -> pieces -> packed multi-exit forward pass."""
+"""The registered architectures: documents -> pieces -> packed multi-exit forward pass; and the same
+inside of a single component.
+"""
 
+import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from spacy.tokens import Doc
-from thinc.api import Model
+from spacy.util import registry
+from spacy_transformers.data_classes import TransformerData
+from spacy_transformers.layers import TransformerModel, trfs2arrays
+from thinc.api import Model, chain, torch2xp, xp2torch
+from thinc.types import Floats2d, Ragged
 from torch import Tensor
 from transformers import AutoTokenizer
 
@@ -19,6 +27,10 @@ from .offramps import OffRamps
 from .pieces import Pieces, PieceTokenizer, piece_encoder
 from .shim import MultiExitShim
 from .spans import SpanGetter
+from .trf_data import TrfDataPlan
+
+if TYPE_CHECKING:
+    from .pipeline.transformer import EarlyExitTransformer
 
 
 @dataclass
@@ -29,6 +41,7 @@ class Request:
     sampler (Optional[Callable]): Instead of a criterion, makes one for a number of units (stage 2).
     tasks (Optional[Sequence[str]]): The tasks that are scored and rule the exit; None for all.
     max_rows (int): The budget of rows of one batch in prediction.
+    states (bool): Return the rows at exit, for listeners.
     """
 
     docs: list[Doc]
@@ -36,6 +49,7 @@ class Request:
     sampler: Callable[[int], ExitCriterion] | None = None
     tasks: Sequence[str] | None = None
     max_rows: int = 4096
+    states: bool = False
 
 
 @dataclass
@@ -49,6 +63,8 @@ class MultiExitOutput:
     macs, macs_full (ndarray): Multiply-accumulates spent on each unit and at full depth,
         shape (n_units,).
     layer_scores (List[Tuple[int, Tensor, Tensor]]): In training: layer, words, scores with graph.
+    states (Optional[Tensor]): Rows at exit in the pieces' order, shape (n_rows, H), if asked for;
+        in training with graph.
     """
 
     pieces: Pieces
@@ -59,6 +75,12 @@ class MultiExitOutput:
     macs: np.ndarray
     macs_full: np.ndarray
     layer_scores: list[tuple[int, Tensor, Tensor]]
+    states: Tensor | None = None
+
+
+Backprop = Callable[..., list]
+
+_NAME = "multi_exit_transformer"
 
 
 def MultiExitTransformer(
@@ -88,7 +110,7 @@ def MultiExitTransformer(
         if value < 0:
             raise ValueError(Errors.E019.format(setting=setting, expected=">= 0", value=value))
     return Model(
-        "multi_exit_transformer",
+        _NAME,
         _forward,
         init=_init,
         layers=[piece_encoder(get_spans)],
@@ -100,7 +122,29 @@ def MultiExitTransformer(
             "transformer_config": transformer_config,
             "dropout_rate": 0.0,  # set by thinc's set_dropout_rate
             "classes": {},
+            "replace_listener": replace_listener,
+            "replace_listener_cfg": replace_listener_cfg,
         },
+    )
+
+
+def as_multi_exit(model: Model, component: str) -> Model:
+    """A MultiExitTransformer with the settings of a spacy-transformers.TransformerModel, or the
+    model as it is.
+
+    RAISES (ValueError): If it is neither.
+    """
+    if model.name == _NAME:
+        return model
+    if not isinstance(model, TransformerModel):
+        raise ValueError(Errors.E025.format(name=component, found=model.name))
+    return MultiExitTransformer(
+        model.attrs["name"],
+        model.attrs["get_spans"],
+        model._init_tokenizer_config,
+        model._init_transformer_config,
+        encoder_lr_scale=1.0,
+        offramp_lr_scale=10.0,
     )
 
 
@@ -145,8 +189,12 @@ def _not_found(name: str, error: Exception) -> OSError:
 
 def _forward(
     model: Model, X: list[Doc] | Request, is_train: bool
-) -> tuple[MultiExitOutput, Callable[[Tensor], list]]:
-    """A list of documents runs at full depth with all tasks; a Request says otherwise."""
+) -> tuple[MultiExitOutput, Backprop]:
+    """A list of documents runs at full depth with all tasks; a Request says otherwise.
+
+    The second value takes a loss or None, the gradient of the states or None, and whether to keep
+    the graph for another call.
+    """
     request = X if isinstance(X, Request) else Request(X)
     module = module_of(model)
     pieces = model.layers[0].predict(request.docs)
@@ -155,15 +203,17 @@ def _forward(
         module.offramps.dropout.p = model.attrs["dropout_rate"]
         return _train(module, pieces, request, tasks)
     with torch.inference_mode():
-        return _predict(module, pieces, request, tasks), lambda _: []
+        return _predict(module, pieces, request, tasks), _no_backprop
 
 
 def _predict(
     module: MultiExitModule, pieces: Pieces, request: Request, tasks: list[str]
 ) -> MultiExitOutput:
-    output = _empty_output(module, pieces, tasks)
+    output = _empty_output(module, pieces, request, tasks)
     for units in pieces.batches(request.max_rows):
-        batch, out = run(module, pieces, units, request.criterion, tasks)
+        batch, out = run(module, pieces, units, request.criterion, tasks, states=request.states)
+        if output.states is not None and out.states is not None:
+            output.states[batch.upload(batch.pieces_row)] = out.states
         words = batch.pieces_word
         output.scores[words] = out.scores.cpu().numpy()
         output.exit_layer[words] = out.exit_layer
@@ -174,30 +224,54 @@ def _predict(
 
 def _train(
     module: MultiExitModule, pieces: Pieces, request: Request, tasks: list[str]
-) -> tuple[MultiExitOutput, Callable[[Tensor], list]]:
-    output = _empty_output(module, pieces, tasks)
+) -> tuple[MultiExitOutput, Backprop]:
+    output = _empty_output(module, pieces, request, tasks)
     if pieces.n_units:
         units = np.argsort(np.diff(pieces.unit_starts), kind="stable")
         criterion = request.criterion
         if request.sampler is not None:
             criterion = request.sampler(len(units))
         module.train()
-        batch, out = run(module, pieces, units, criterion, tasks, every_offramp=True)
+        batch, out = run(
+            module, pieces, units, criterion, tasks, every_offramp=True, states=request.states
+        )
         module.eval()
         words = batch.pieces_word
         index = batch.upload(words)
         output.layer_scores = [(layer, index[w], s) for layer, w, s in out.layer_scores]
         output.exit_layer[words] = out.exit_layer
         output.macs[units] = out.macs
+        if out.states is not None:
+            output.states = out.states[batch.upload(np.argsort(batch.pieces_row))]
 
-    def backprop(loss: Tensor) -> list:
-        torch.autograd.backward(loss)
+    def backprop(
+        loss: Tensor | None, d_states: Tensor | None = None, keep_graph: bool = False
+    ) -> list:
+        tensors, gradients = [], []
+        if loss is not None:
+            tensors.append(loss)
+            gradients.append(torch.ones_like(loss))
+        if d_states is not None and output.states is not None:
+            tensors.append(output.states)
+            gradients.append(d_states)
+        if tensors:
+            torch.autograd.backward(tensors, gradients, retain_graph=keep_graph)
         return []
 
     return output, backprop
 
 
-def _empty_output(module: MultiExitModule, pieces: Pieces, tasks: list[str]) -> MultiExitOutput:
+def _no_backprop(*_: Any, **__: Any) -> list:
+    return []
+
+
+def _empty_output(
+    module: MultiExitModule, pieces: Pieces, request: Request, tasks: list[str]
+) -> MultiExitOutput:
+    states = None
+    if request.states:
+        width = module.encoder.config.hidden
+        states = next(module.parameters()).new_zeros(len(pieces.ids), width)
     slices, _ = module.offramps.select(tasks)
     n_classes = sum(part.stop - part.start for part in slices.values())
     n_words = len(pieces.word_row)
@@ -215,4 +289,102 @@ def _empty_output(module: MultiExitModule, pieces: Pieces, tasks: list[str]) -> 
             n_classes,
         ),
         layer_scores=[],
+        states=states,
     )
+
+
+def plan_of(model: Model, output: MultiExitOutput, docs: list[Doc]) -> TrfDataPlan:
+    """Where the rows of a model's output go in doc._.trf_data.
+
+    model (Model): The MultiExitTransformer that made the output for these Docs.
+    """
+    return TrfDataPlan(output.pieces, docs, model.layers[0].shims[0]._model.vocab)
+
+
+def Tok2VecMultiExit(
+    name: str,
+    get_spans: SpanGetter,
+    tokenizer_config: dict[str, Any],
+    transformer_config: dict[str, Any],
+    encoder_lr_scale: float,
+    offramp_lr_scale: float,
+    pooling: Model[Ragged, Floats2d],
+    grad_factor: float = 1.0,
+) -> Model[list[Doc], list[Floats2d]]:
+    """A multi-exit transformer as the tok2vec layer of one component
+    (registered as spacy-earlyexit.Tok2VecMultiExit.v1; follows
+    spacy-transformers.Tok2VecTransformer.v3).
+
+    Its off-ramps decide with the exit setting that the transformer had when it was put in; they are
+    not trained any more.
+
+    name, get_spans, tokenizer_config, transformer_config, encoder_lr_scale, offramp_lr_scale: As
+        for MultiExitTransformer.
+    pooling (Model): Makes one vector of a token's pieces.
+    grad_factor (float): Factor on the gradient from the component.
+    """
+    transformer = MultiExitTransformer(
+        name, get_spans, tokenizer_config, transformer_config, encoder_lr_scale, offramp_lr_scale
+    )
+    return chain(states_at_exit(transformer, None), trfs2arrays(pooling, grad_factor))
+
+
+def states_at_exit(
+    transformer: Model, exit: dict[str, Any] | None
+) -> Model[list[Doc], list[TransformerData]]:
+    """Rows at exit, as a listener gives them.
+
+    transformer (Model): A MultiExitTransformer.
+    exit (Optional[Dict[str, Any]]): A criterion's block, None for full depth. Saved with the model.
+    """
+    return Model(
+        "states_at_exit",
+        _states_forward,
+        init=_states_init,
+        layers=[transformer],
+        attrs={"exit": exit},
+    )
+
+
+def _states_init(model: Model, X: Any = None, Y: Any = None) -> None:
+    model.layers[0].initialize()
+
+
+def _states_forward(
+    model: Model, docs: list[Doc], is_train: bool
+) -> tuple[list[TransformerData], Callable[[list[TransformerData]], list]]:
+    transformer = model.layers[0]
+    request = Request(docs, criterion=_criterion(json.dumps(model.attrs["exit"])), states=True)
+    output, backprop = transformer(request, is_train)
+    plan = plan_of(transformer, output, docs)
+
+    def finish(gradients: list[TransformerData]) -> list:
+        backprop(None, xp2torch(plan.join(gradients)) if gradients else None)
+        return []
+
+    return plan.split(torch2xp(output.states.detach())), finish
+
+
+@functools.lru_cache
+def _criterion(block: str) -> ExitCriterion | None:
+    return registry.resolve({"exit": json.loads(block)})["exit"]
+
+
+def replace_listener(
+    model: Model, listener: Model, component: "EarlyExitTransformer"
+) -> Model[list[Doc], list[TransformerData]]:
+    """What nlp.replace_listeners puts where a listener was; keeps the exit setting of now."""
+    criterion = component.criterion
+    return states_at_exit(model, criterion.to_config() if criterion else None)
+
+
+def replace_listener_cfg(
+    transformer_cfg: dict[str, Any], listener_cfg: dict[str, Any]
+) -> dict[str, Any]:
+    """The config that nlp.replace_listeners stores instead of the listener's."""
+    kept = {key: listener_cfg[key] for key in ("pooling", "grad_factor") if key in listener_cfg}
+    settings: dict[str, Any] = {"encoder_lr_scale": 1.0, "offramp_lr_scale": 10.0}
+    settings.update(transformer_cfg, **kept)
+    for key in ("mixed_precision", "grad_scaler_config"):  # of a spacy-transformers model
+        settings.pop(key, None)
+    return {**settings, "@architectures": "spacy-earlyexit.Tok2VecMultiExit.v1"}

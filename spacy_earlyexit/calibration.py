@@ -51,30 +51,31 @@ class Probe:
         examples: Sequence[Example],
         criterion: Callable[[float], ExitCriterion] | None = None,
     ):
-        """transformer (EarlyExitTransformer): With its components linked.
+        """transformer (EarlyExitTransformer): In its pipeline.
         examples (Sequence[Example]): Their predicted Docs give tokens and sentence boundaries.
         criterion (Optional[Callable]): Makes a criterion for a threshold, if one is searched.
         """
         self.transformer = transformer
+        self.nlp = transformer.nlp
         self.criterion = criterion
-        self.examples = [Example(bare_doc(eg.predicted), eg.reference) for eg in examples]
+        self.examples = list(examples)
         self.seen: dict[float, Measurement] = {}
 
     def __call__(self, criterion: ExitCriterion | None) -> Measurement:
         """Run once and score."""
         transformer = self.transformer
-        docs = [eg.predicted for eg in self.examples]
+        docs = [bare_doc(eg.predicted) for eg in self.examples]
         with transformer.use(criterion):
             output = transformer.predict(docs)
         transformer.set_annotations(docs, output)
-        for consumer in transformer.consumers:
-            consumer.clear(docs)
-            consumer.set_annotations(docs, consumer.predict(docs))
-        scores = list(component_scores(transformer, self.examples).values())
+        components = transformer.components_behind()
+        for _, pipe in components:
+            docs = list(pipe.pipe(docs)) if hasattr(pipe, "pipe") else [pipe(doc) for doc in docs]
+        scored = [Example(doc, eg.reference) for doc, eg in zip(docs, self.examples, strict=True)]
         owned = output.exit_layer[output.pieces.owned]
         return Measurement(
             criterion,
-            score=float(np.mean(scores)) if scores else 0.0,
+            score=component_scores(components, self.nlp, scored)[1],
             speedup=float(output.macs_full.sum() / output.macs.sum()),
             mean_depth=float(owned.mean()),
         )

@@ -22,7 +22,12 @@ class Words(Protocol):
 
 
 class ExitCriterion(Protocol):
-    """Decides at every layer but the last, where everything leaves."""
+    """Decides at every layer but the last, where everything leaves.
+
+    needs_tasks (bool): Whether it goes by the off-ramps' uncertainty.
+    """
+
+    needs_tasks: bool
 
     def checks(self, layer: int) -> bool:
         """Whether anything can leave at this layer (from 1). If not, its off-ramp is not run."""
@@ -70,6 +75,8 @@ def unit_max(uncertainty: Tensor, words: Words) -> Tensor:
 
 class _Threshold:
     """One threshold, or one per layer; 0 lets nothing leave."""
+
+    needs_tasks = True
 
     def __init__(self, threshold: float | Sequence[float]):
         self.threshold = threshold
@@ -131,6 +138,8 @@ class FixedExit:
 
     layer (int): The layer, from 1.
     """
+
+    needs_tasks = False
 
     def __init__(self, layer: int):
         self.layer = layer

@@ -41,9 +41,11 @@ class Errors:
         "'spacy_earlyexit_tasks'."
     )
     E012 = (
-        "Can't tell which tasks '{name}' should learn: `tasks` is null and no component behind it "
-        "(such as earlyexit_ner) names one. Add such a component or set `tasks` in "
-        '[components.{name}], for example tasks = ["ner"].'
+        "Can't tell which tasks '{name}' should learn to exit by: `tasks` is null, no component "
+        "behind it (such as earlyexit_ner) names one, and the {n_docs} training examples have gold "
+        "for none of {tasks}. Either set `tasks` in [components.{name}] to an auxiliary task and "
+        'annotate it, for example tasks = ["pos"]; or set tasks = [] and exit = {{"@misc": '
+        '"spacy-earlyexit.FixedExit.v1", "layer": 6}}, which needs none.'
     )
     E013 = (
         "None of the {n_docs} training examples has gold annotation for the task '{task}' "
@@ -80,6 +82,26 @@ class Errors:
         "The Doc {text!r} has no exit layers. Run its text through a pipeline with an "
         "earlyexit_transformer; a DocBin keeps them if it is made with "
         "DocBin(store_user_data=True)."
+    E023 = (
+        "{criterion} goes by the uncertainty of the off-ramps, but '{name}' has no tasks. Use "
+        "spacy-earlyexit.FixedExit.v1 or null, or set `tasks` in [components.{name}] and train."
+    )
+    E024 = (
+        "'{name}' can't rehearse: nlp.rehearse calls the components in a random order and on "
+        "copies of their models, which would read this transformer's rows before they are made. "
+        "To keep what was learned, mix examples of the old data into nlp.update."
+    )
+    E025 = (
+        "`model` of '{name}' is neither a spacy-earlyexit.MultiExitTransformer.v1 nor a "
+        "spacy-transformers.TransformerModel, but '{found}'. Set it in [components.{name}.model]."
+    )
+    E026 = (
+        "`set_extra_annotations` of '{name}' has to be null or spacy-transformers' "
+        "null_annotation_setter: other setters need all rows of a batch at one depth."
+    )
+    E027 = (
+        "'{name}' is in no pipeline here, which is needed to score the components behind it. Do "
+        "this in the process that loaded the pipeline, without n_process."
     )
 
 

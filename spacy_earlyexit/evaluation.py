@@ -86,13 +86,31 @@ def bare_doc(doc: Doc) -> Doc:
 
 
 def component_scores(
-    transformer: "EarlyExitTransformer", examples: Sequence[Example]
-) -> dict[str, float]:
-    """The main score of each component behind the transformer, such as {"ents_f": 0.9}."""
-    return {
-        consumer.score_key: consumer.score(examples)[consumer.score_key] or 0.0
-        for consumer in transformer.consumers
-    }
+    components: Sequence[tuple[str, Any]], nlp: Language, examples: Sequence[Example]
+) -> tuple[dict[str, float], float]:
+    """The scores that count for each component, by the weights of its factory, as in the config
+    that `spacy init config` makes.
+
+    components (Sequence[Tuple[str, Any]]): Components of the pipeline by name.
+    nlp (Language): The pipeline.
+    examples (Sequence[Example]): Examples with predictions.
+    RETURNS (Tuple[Dict[str, float], float]): The scores, such as {"ents_f": 0.9}, and the mean of
+        the components' weighted means.
+    """
+    found: dict[str, float] = {}
+    means: list[float] = []
+    for name, pipe in components:
+        weights = {
+            k: w for k, w in (nlp.get_pipe_meta(name).default_score_weights or {}).items() if w
+        }
+        if not weights or not hasattr(pipe, "score"):
+            continue
+        scores = pipe.score(examples)
+        own = {key: scores[key] for key in weights if scores.get(key) is not None}
+        total = sum(weights[key] for key in own)
+        means.append(sum(weights[key] * own[key] for key in own) / total if total else 0.0)
+        found.update(own)
+    return found, sum(means) / len(means) if means else 0.0
 
 
 def compare_settings(
@@ -138,7 +156,7 @@ def compare_settings(
                     rows[name] = {
                         "setting": name,
                         "exit": criterion.to_config() if criterion else None,
-                        **component_scores(transformer, scored),
+                        **component_scores(transformer.components_behind(), nlp, scored)[0],
                         **depth_scores(scored),
                     }
                 else:

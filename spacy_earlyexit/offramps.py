@@ -29,7 +29,8 @@ class OffRamps(nn.Module):
             start += len(names)
         self.weight = nn.Parameter(torch.empty(n_layers, start, hidden))
         self.bias = nn.Parameter(torch.zeros(n_layers, start))
-        nn.init.normal_(self.weight, std=0.02)
+        if start:  # no task: the exit layer is fixed
+            nn.init.normal_(self.weight, std=0.02)
         self.dropout = nn.Dropout(0.0)
 
     def select(self, tasks: Sequence[str]) -> tuple[dict[str, slice], Tensor | None]:

@@ -63,6 +63,7 @@ class PieceTokenizer:
         # Text that happens to spell a special piece ("</s>") is text.
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
+        self._vocab: np.ndarray | None = None
         mark_id = tokenizer.token_to_id(mark) if mark else None
         self._mark_id = -1 if mark_id is None else mark_id
         self._reserved = np.asarray(
@@ -133,6 +134,15 @@ class PieceTokenizer:
         nothing = np.ones(len(words), dtype=bool)
         nothing[word_ids[ids != self._mark_id]] = False
         return nothing
+
+    @property
+    def vocab(self) -> np.ndarray:
+        """RETURNS (ndarray): The text of every piece, shape (n_ids,), of objects."""
+        if self._vocab is None:
+            ids = self._tokenizer.get_vocab(with_added_tokens=True)
+            self._vocab = np.full(max(ids.values(), default=-1) + 1, "", dtype=object)
+            self._vocab[list(ids.values())] = list(ids)
+        return self._vocab
 
     def to_dict(self) -> dict[str, Any]:
         return {"tokenizer": self.json, "special": self.special}

@@ -1,5 +1,6 @@
 """The shim between thinc and the torch module: its bytes and its optimiser steps."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -88,6 +89,12 @@ class MultiExitShim(PyTorchShim):
         finally:
             for name, data in backup.items():
                 own[name].data = data
+
+    def copy(self) -> "MultiExitShim":
+        """RETURNS (MultiExitShim): A copy with an id of its own, by which optimisers go."""
+        copied = MultiExitShim(*self.lr_scales.values())
+        copied._model = copy.deepcopy(self._model)
+        return copied
 
     def to_bytes(self) -> bytes:
         if self._model is None:

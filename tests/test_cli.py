@@ -360,7 +360,7 @@ def test_many_labels_are_shortened(encoder, tmp_path, paths):
         ({"nlp.pipeline": '["ner"]'}, "no earlyexit_transformer in this pipeline, only: ner"),
         ({"paths.train": "bare.spacy"}, "1 error"),
         ({"components.transformer.tasks": '["tag"]'}, "needs the task 'ner'"),
-        ({"components.transformer.max_batch_rows": "0"}, "max_batch_rows"),
+        ({"components.transformer.max_batch_items": "0"}, "max_batch_items"),
         ({"training.train_corpus": "corpora.other"}, "Can't read the train corpus [corpora.other]"),
         ({"unknown": "x"}, "--unknown"),
     ],

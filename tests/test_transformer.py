@@ -377,7 +377,7 @@ def test_component_with_a_task_that_was_not_trained_at_prediction(nlp):
     "settings,message",
     [
         ({"record": ["depth"]}, r"`record`.*uncertainty, confidence.*depth"),
-        ({"max_batch_rows": 0}, r"`max_batch_rows`.*>= 1.*0"),
+        ({"max_batch_items": 0}, r"`max_batch_items`.*>= 1.*0"),
         ({"model": {"encoder_lr_scale": -1.0}}, r"`encoder_lr_scale`.*-1\.0"),
         ({"model": {"offramp_lr_scale": -1.0}}, r"`offramp_lr_scale`.*-1\.0"),
         ({"exit": {"@span_getters": "spacy-transformers.doc_spans.v1"}}, r"`exit` has to be null"),
@@ -1046,7 +1046,7 @@ def test_results_do_not_depend_on_batches(saved):
     texts = [text for text, _ in TEXTS]
     together, alone = (
         load(saved),
-        spacy.load(saved, config={"components": {"transformer": {"max_batch_rows": 1}}}),
+        spacy.load(saved, config={"components": {"transformer": {"max_batch_items": 1}}}),
     )
     for nlp in (together, alone):
         transformer_of(nlp).exit = halfway(nlp)

@@ -22,14 +22,18 @@ class ExitConsumer(Pipe):
     name (str): Its name in the pipeline.
     tasks (List[str]): The tasks whose scores it reads.
     upstream (str): Name of the transformer it reads from, or "*".
-    score_key (str): The score that stands for how well it does, such as "ents_f".
     """
 
     name: str
     tasks: list[str]
+<<<<<<< HEAD
     upstream: str = "*"
     scorer: Any = None
     score_key: str
+=======
+    upstream: str
+    scorer: Any
+>>>>>>> a06ce60 (Stock components listen to the rows at exit)
     transformer: "EarlyExitTransformer | None" = None
 
     @property
@@ -102,10 +106,6 @@ class ExitConsumer(Pipe):
 
     def set_annotations(self, docs: list[Doc], predictions: Any) -> None:
         """Write what predict returned."""
-        raise NotImplementedError
-
-    def clear(self, docs: list[Doc]) -> None:
-        """Take back what set_annotations wrote, so that a Doc can be annotated anew."""
         raise NotImplementedError
 
     def __call__(self, doc: Doc) -> Doc:

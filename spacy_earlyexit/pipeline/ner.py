@@ -45,8 +45,6 @@ def make_ner(
 class EarlyExitNer(ExitConsumer):
     """Sets doc.ents from the scores that each word had when it left."""
 
-    score_key = "ents_f"
-
     def __init__(
         self,
         name: str = "ner",
@@ -110,11 +108,6 @@ class EarlyExitNer(ExitConsumer):
             taken = {token.i for span in kept + blocked for token in span}
             spans = [span for span in spans if not taken.intersection(range(span.start, span.end))]
             doc.set_ents(kept + spans, blocked=blocked, default="outside")
-
-    def clear(self, docs: list[Doc]) -> None:
-        """Forget the entities."""
-        for doc in docs:
-            doc.set_ents([], default="missing")
 
 
 def _log_softmax(scores: np.ndarray) -> np.ndarray:

@@ -88,7 +88,6 @@ class EarlyExitTagger(ExitConsumer):
         self.upstream = upstream
         self.overwrite = overwrite
         self.scorer = scorer
-        self.score_key = f"{self.tasks[0]}_acc"
 
     def predict(self, docs: list[Doc]) -> list[dict[str, tuple[np.ndarray, np.ndarray]]]:
         """The best class of every word, without changing the Docs.
@@ -128,10 +127,3 @@ class EarlyExitTagger(ExitConsumer):
                 free = self.overwrite | (array[tokens, column] == 0)
                 array[tokens, column] = np.where(free, values, array[tokens, column])
             doc.from_array(attributes, cast(Any, array))
-
-    def clear(self, docs: list[Doc]) -> None:
-        """Forget the tags."""
-        attributes = [_ATTRIBUTES[task] for task in self.tasks]
-        for doc in docs:
-            nothing = np.zeros((len(doc), len(attributes)), dtype=np.uint64)
-            doc.from_array(attributes, cast(Any, nothing))

@@ -6,11 +6,10 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import spacy
-import spacy_transformers  # noqa: F401 - registers the span getters
 import torch
 from spacy.language import Language
 from spacy.pipeline.trainable_pipe import TrainablePipe
@@ -18,9 +17,12 @@ from spacy.tokens import Doc
 from spacy.training import Example, validate_examples, validate_get_examples
 from spacy.util import registry
 from spacy.vocab import Vocab
-from thinc.api import Config, Model, Optimizer, set_dropout_rate
+from spacy_transformers.annotation_setters import null_annotation_setter
+from spacy_transformers.layers import TransformerListener
+from spacy_transformers.pipeline_component import install_extensions as install_trf_data
+from thinc.api import Config, Model, Optimizer, set_dropout_rate, torch2xp
 
-from ..architectures import MultiExitOutput, Request, module_of
+from ..architectures import MultiExitOutput, Request, as_multi_exit, module_of, plan_of
 from ..criteria import ExitCriterion
 from ..errors import Errors
 from ..extensions import install_extensions, record
@@ -29,6 +31,7 @@ from ..tasks import Task, class_ids, get_task
 from ..training.self_sampling import SelfSampling
 from .consumer import ExitConsumer
 from .exits import EXITS, DocExits
+from .gradients import PendingGradient
 
 DEFAULT_CONFIG = Config().from_str(
     """
@@ -37,7 +40,8 @@ tasks = null
 exit = null
 self_sampling = null
 record = []
-max_batch_rows = 4096
+max_batch_items = 4096
+set_extra_annotations = null
 
 [transformer.model]
 @architectures = "spacy-earlyexit.MultiExitTransformer.v1"
@@ -56,7 +60,10 @@ offramp_lr_scale = 10.0
 )
 
 FULL_DEPTH = "full"
-_RECORDABLE = ("uncertainty", "confidence")
+_RECORDABLE = ("uncertainty", "confidence", "trf_data")
+# What stock components learn that may listen, and what a task can be learned for where no
+# component needs it.
+_STOCK_TASKS = {"tagger": "tag", "morphologizer": "pos", "ner": "ner"}
 
 # Settings made with use(), by component; a context variable so that threads can differ.
 _override: ContextVar[dict[int, ExitCriterion | None]] = ContextVar("earlyexit_use", default={})  # noqa: B039
@@ -76,30 +83,37 @@ def make_transformer(
     exit: Any,
     self_sampling: Any,
     record: list[str],
-    max_batch_rows: int,
+    max_batch_items: int,
+    set_extra_annotations: Callable | None,
     scorer: Callable | None,
 ) -> "EarlyExitTransformer":
-    """Construct a multi-exit transformer.
+    """Construct a multi-exit transformer. Takes the settings of spacy-transformers' "transformer"
+    too, so that in a config for it only the factory's name has to change.
 
-    model (Model): A spacy-earlyexit.MultiExitTransformer.v1.
+    model (Model): A spacy-earlyexit.MultiExitTransformer.v1, or a spacy-transformers.
+        TransformerModel, whose settings are taken over.
     tasks (Optional[List[str]]): Tasks that the off-ramps learn. None: those of the components
-        behind it.
+        behind it; without any, those of tag, pos and ner that the data annotates.
     exit (Union[None, str, ExitCriterion]): None for full depth, the name of an operating point, or
         a criterion. Given at load it beats what is stored.
     self_sampling (Optional[SelfSampling]): Given: `update` is stage 2. None: stage 1.
-    record (List[str]): "uncertainty" and / or "confidence" to keep them for pictures.
-    max_batch_rows (int): The most sub-word pieces that are encoded at once in prediction.
+    record (List[str]): "uncertainty" and / or "confidence" to keep them for pictures, "trf_data"
+        to set doc._.trf_data also if no component listens.
+    max_batch_items (int): The most sub-word pieces that are encoded at once in prediction.
+    set_extra_annotations (Optional[Callable]): Only null, or the setter that does nothing.
     scorer (Optional[Callable]): The scoring method.
     """
+    if set_extra_annotations not in (None, null_annotation_setter):
+        raise ValueError(Errors.E026.format(name=name))
     return EarlyExitTransformer(
         nlp,
-        model,
+        as_multi_exit(model, name),
         name=name,
         tasks=tasks,
         exit=exit,
         self_sampling=self_sampling,
         record=record,
-        max_batch_rows=max_batch_rows,
+        max_batch_items=max_batch_items,
         scorer=scorer,
     )
 
@@ -121,7 +135,7 @@ class EarlyExitTransformer(TrainablePipe):
         exit: Any = None,
         self_sampling: SelfSampling | None = None,
         record: Iterable[str] = (),
-        max_batch_rows: int = 4096,
+        max_batch_items: int = 4096,
         scorer: Callable | None = None,
     ):
         """See make_transformer.
@@ -132,9 +146,11 @@ class EarlyExitTransformer(TrainablePipe):
         if not set(record) <= set(_RECORDABLE):
             expected = f"a list out of {', '.join(_RECORDABLE)}"
             raise ValueError(Errors.E019.format(setting="record", expected=expected, value=record))
-        if max_batch_rows < 1:
+        if max_batch_items < 1:
             raise ValueError(
-                Errors.E019.format(setting="max_batch_rows", expected=">= 1", value=max_batch_rows)
+                Errors.E019.format(
+                    setting="max_batch_items", expected=">= 1", value=max_batch_items
+                )
             )
         for task in tasks or []:
             get_task(task, name)
@@ -144,17 +160,19 @@ class EarlyExitTransformer(TrainablePipe):
         self.scorer = scorer
         self.self_sampling = self_sampling
         self.record = record
-        self.max_batch_rows = max_batch_rows
-        self.cfg: dict[str, Any] = {"labels": {}, "points": {}, "exit": None}
+        self.max_batch_items = max_batch_items
+        self.cfg: dict[str, Any] = {"labels": {}, "auxiliary": [], "points": {}, "exit": None}
         self.trained_here = False
         self._task_names = tasks
-        self._pending: list[Callable[[], None]] = []
+        self._pending: list[PendingGradient] = []
+        self._deferred: tuple[Optimizer, float] | None = None
         self._nlp: Callable[[], Language | None] = weakref.ref(nlp)
-        self._listener_map: dict[str, list[Model]] = {}
+        self.listener_map = {}
         self.consumers: list[ExitConsumer] = []
         _check_exit(exit)
         self._exit_given = self._exit = exit
         install_extensions()
+        install_trf_data()
         _one_thread_in_forks()
 
     # --- what it learned -------------------------------------------------------------------
@@ -181,15 +199,58 @@ class EarlyExitTransformer(TrainablePipe):
 
     @property
     def active_tasks(self) -> list[str]:
-        """The tasks that rule the exit and are scored: those whose component is enabled. Where no
-        component in the pipeline uses a task, all of them.
+        """The tasks that rule the exit and are scored: those whose component is enabled, and those
+        that were learned without any (auxiliary ones). If that leaves none, all of them.
         """
-        nlp, consumers = self._nlp(), self.consumers
-        if nlp is not None and any(pipe is self for _, pipe in nlp._components):
-            # What was disabled at load and enabled since is not linked.
-            consumers = [cast(ExitConsumer, pipe) for _, pipe in nlp.pipeline if self._feeds(pipe)]
-        enabled = {task for consumer in consumers for task in consumer.tasks}
-        return [task for task in self.tasks if task in enabled] or self.tasks
+        enabled = {task for _, pipe in self.components_behind() for task in self._tasks_of(pipe)}
+        active = [t for t in self.tasks if t in enabled or t in self.cfg["auxiliary"]]
+        return active or self.tasks
+
+    @property
+    def nlp(self) -> Language:
+        """RETURNS (Language): The pipeline it is in.
+
+        RAISES (ValueError): If it is in none (in a worker process).
+        """
+        nlp = self._nlp()
+        if nlp is None:
+            raise ValueError(Errors.E027.format(name=self.name))
+        return nlp
+
+    def components_behind(self) -> list[tuple[str, Any]]:
+        """The enabled components behind this one, linked: spaCy links only what is enabled at that
+        time, so that what was enabled since (or sourced, in training) is linked here. In a worker
+        process, which has no pipeline: the components that were linked and have no model.
+
+        RETURNS (List[Tuple[str, Any]]): Names and components, in order.
+        """
+        nlp = self._nlp()
+        if nlp is None or not any(pipe is self for _, pipe in nlp._components):
+            return [(consumer.name, consumer) for consumer in self.consumers]
+        at = next(i for i, (_, pipe) in enumerate(nlp._components) if pipe is self)
+        behind = [part for part in nlp._components[at + 1 :] if part[0] not in nlp.disabled]
+        for _, pipe in behind:
+            if id(pipe) not in self._linked:
+                self.find_listeners(pipe)
+        return behind
+
+    def _tasks_of(self, component: Any) -> list[str]:
+        """The tasks that a component needs, if it reads from this transformer."""
+        if self._feeds(component):
+            return component.tasks
+        nlp, name = self._nlp(), getattr(component, "name", None)
+        if nlp is not None and name in self.listener_map:
+            task = _STOCK_TASKS.get(nlp.get_pipe_meta(name).factory)
+            return [task] if task else []
+        return []
+
+    def _states_wanted(self) -> bool:
+        """Whether anything reads the rows: an enabled component that listens, or who asked."""
+        if "trf_data" in self.record:
+            return True
+        if self._nlp() is None:
+            return bool(self.listener_map)
+        return any(name in self.listener_map for name, _ in self.components_behind())
 
     # --- the exit setting ------------------------------------------------------------------
 
@@ -239,6 +300,8 @@ class EarlyExitTransformer(TrainablePipe):
                 points = ", ".join(["full", *self.points])
                 raise ValueError(Errors.E009.format(name=value, points=points))
             value = _criterion(self.points[value]["exit"])
+        if value.needs_tasks and not self.tasks:
+            raise ValueError(Errors.E023.format(criterion=value, name=self.name))
         value.validate(self.n_layers)  # type: ignore[union-attr]
         return value  # type: ignore[return-value]
 
@@ -250,12 +313,14 @@ class EarlyExitTransformer(TrainablePipe):
         docs (Iterable[Doc]): The documents.
         RETURNS (MultiExitOutput): Scores and exit layers of their words.
         """
+        self._settle()
         return self.model.predict(
             Request(
                 list(docs),
                 criterion=self.criterion,
                 tasks=self.active_tasks,
-                max_rows=self.max_batch_rows,
+                max_rows=self.max_batch_items,
+                states=self._states_wanted(),
             )
         )
 
@@ -265,11 +330,12 @@ class EarlyExitTransformer(TrainablePipe):
         docs (Iterable[Doc]): The documents.
         scores (MultiExitOutput): What predict returned for them.
         """
+        docs = list(docs)
         pieces = scores.pieces
         order = np.flatnonzero(pieces.owned)
         order = order[np.lexsort((pieces.word_token[order], pieces.word_doc[order]))]
-        words_by_doc = np.searchsorted(pieces.word_doc[order], np.arange(len(list(docs)) + 1))
-        units_by_doc = np.searchsorted(pieces.unit_doc, np.arange(len(list(docs)) + 1))
+        words_by_doc = np.searchsorted(pieces.word_doc[order], np.arange(len(docs) + 1))
+        units_by_doc = np.searchsorted(pieces.unit_doc, np.arange(len(docs) + 1))
         tokens, layers, rows = (
             pieces.word_token[order],
             scores.exit_layer[order],
@@ -294,6 +360,10 @@ class EarlyExitTransformer(TrainablePipe):
                 scores.macs_full[units],
                 {name: values[own] for name, values in extra.items()},
             )
+        if scores.states is not None:
+            plan = plan_of(self.model, scores, docs)
+            for doc, data in zip(docs, plan.split(torch2xp(scores.states)), strict=True):
+                doc._.trf_data = data
 
     # --- training --------------------------------------------------------------------------
 
@@ -306,8 +376,9 @@ class EarlyExitTransformer(TrainablePipe):
         losses: dict[str, float] | None = None,
     ) -> dict[str, float]:
         """Learn from a batch: the joint loss over all layers and tasks, at full depth in stage 1,
-        with self-sampled exits in stage 2. The gradient is taken when finish_update is called, or
-        at the next update when gradients are accumulated.
+        with self-sampled exits in stage 2. The components that listen get the rows as they are at
+        exit. Their gradient and the loss's are taken together when finish_update is called, or at
+        the next update when gradients are accumulated.
 
         examples (Iterable[Example]): The batch.
         drop (float): Dropout on the words' vectors before the off-ramps. The encoder's own dropout
@@ -322,17 +393,26 @@ class EarlyExitTransformer(TrainablePipe):
         validate_examples(examples, "EarlyExitTransformer.update")
         if not examples:
             return losses
-        self._backprop()
+        self._settle()
+        self._take_gradients(keep=False)
         self.trained_here = True
         set_dropout_rate(self.model, drop)
-        request = Request([eg.predicted for eg in examples], sampler=self.self_sampling)
+        docs = [eg.predicted for eg in examples]
+        listening = self._listening()
+        request = Request(docs, sampler=self.self_sampling, states=bool(listening))
+        if not self.tasks:
+            request.criterion = self.criterion
         output, backprop = self.model.begin_update(request)
         gold = self._gold(examples, output)
-        if not output.layer_scores or all((ids == IGNORE).all() for ids in gold.values()):
-            return losses
-        loss = joint_loss(output.layer_scores, gold, output.slices, self.n_layers)
-        self._pending.append(lambda: backprop(loss))
-        losses[self.name] += float(loss.detach())
+        loss = None
+        if output.layer_scores and any((ids != IGNORE).any() for ids in gold.values()):
+            loss = joint_loss(output.layer_scores, gold, output.slices, self.n_layers)
+            losses[self.name] += float(loss.detach())
+        pending = PendingGradient(backprop, loss)
+        if listening:
+            plan = plan_of(self.model, output, docs)
+            pending.send(listening, docs, plan.split(torch2xp(output.states.detach())), plan)
+        self._pending.append(pending)
         if sgd not in (None, False):
             self.finish_update(sgd)
         return losses
@@ -340,18 +420,53 @@ class EarlyExitTransformer(TrainablePipe):
     def finish_update(self, sgd: Optimizer) -> None:
         """Take the pending gradient and let the optimiser step.
 
+        Where a listener has not sent its part yet (a bare nlp.update calls this before it updates
+        the components behind this one; a frozen one never will), the step waits until the weights
+        are needed next: in the next update, in prediction, or when they are saved.
+
         sgd (Optimizer): thinc's optimiser; its grad_clip is one norm over all parameters.
         """
-        self._backprop()
-        self.model.finish_update(sgd)
+        self._settle()
+        if any(pending.waiting for pending in self._pending):
+            self._deferred = (sgd, sgd.learn_rate)
+        else:
+            self._take_gradients(keep=False)
+            self.model.finish_update(sgd)
+
+    def _listening(self) -> list[TransformerListener]:
+        """The listening layers of the components behind this one that are enabled."""
+        names = [name for name, _ in self.components_behind()]
+        return [listener for name in names for listener in self.listener_map.get(name, [])]
+
+    def _settle(self) -> None:
+        """Make the step that waited. What a listener sends later still goes into the next one."""
+        if self._deferred is None:
+            return
+        (sgd, learn_rate), self._deferred = self._deferred, None
+        self._take_gradients(keep=True)
+        current, sgd.learn_rate = sgd.learn_rate, learn_rate
+        try:
+            self.model.finish_update(sgd)
+        finally:
+            sgd.learn_rate = current
+
+    def _take_gradients(self, *, keep: bool) -> None:
+        self._pending = [pending for pending in self._pending if pending.take(keep=keep)]
+
+    @contextlib.contextmanager
+    def use_params(self, params: dict[Any, Any]) -> Iterator[None]:
+        """Use other values (the optimiser's averages) for a while. See TrainablePipe.use_params."""
+        self._settle()
+        with self.model.use_params(params):
+            yield
+
+    def rehearse(self, examples: Iterable[Example], **kwargs: Any) -> None:
+        """RAISES (ValueError): If components listen; else there is nothing to do."""
+        if self._listening():
+            raise ValueError(Errors.E024.format(name=self.name))
 
     def get_loss(self, examples: Any, scores: Any) -> None:
         """The loss is part of `update`; here for the API."""
-
-    def _backprop(self) -> None:
-        pending, self._pending = self._pending, []
-        for backprop in pending:
-            backprop()
 
     def _gold(self, examples: list[Example], output: MultiExitOutput) -> dict[str, torch.Tensor]:
         """Gold class of every word of the output, per task; IGNORE where there is none."""
@@ -390,25 +505,48 @@ class EarlyExitTransformer(TrainablePipe):
         validate_get_examples(get_examples, "EarlyExitTransformer.initialize")
         if nlp is not None:
             self._nlp = weakref.ref(nlp)
-            nlp._link_components()
         self._scrub_config()
-        self._task_names = self._task_names or list(
-            dict.fromkeys(task for consumer in self.consumers for task in consumer.tasks)
-        )
-        if not self._task_names:
-            raise ValueError(Errors.E012.format(name=self.name))
+        examples = list(get_examples())
+        own = {task for _, pipe in self.components_behind() for task in self._tasks_of(pipe)}
+        if self._task_names is None:
+            self._task_names = self._find_tasks(examples)
+        self.cfg["auxiliary"] = [task for task in self._task_names if task not in own]
         if init_from is not None:
             self._init_from(Path(init_from), labels)
         else:
-            self.cfg["labels"] = labels or self._collect_labels(
-                self._task_names, list(get_examples())
-            )
+            self.cfg["labels"] = labels or self._collect_labels(self._task_names, examples)
             self.model.attrs["classes"] = {
                 name: task.classes(self.label_data[name])
                 for name, task in self._task_objects().items()
             }
             self.model.initialize()
+        self._resolve(self._exit)
         self._check_consumers()
+        self._set_widths()
+
+    def _find_tasks(self, examples: list[Example]) -> list[str]:
+        """The tasks of the components behind this one; else what the data annotates.
+
+        RAISES (ValueError): If it annotates nothing to exit by.
+        """
+        components = [(pipe, self._tasks_of(pipe)) for _, pipe in self.components_behind()]
+        wanted = dict.fromkeys(task for _, tasks in components for task in tasks)
+        read = {task for pipe, tasks in components if self._feeds(pipe) for task in tasks}
+        annotated = [
+            task
+            for task in wanted or _STOCK_TASKS.values()
+            if task in read or get_task(task, self.name).labels(examples)
+        ]
+        if not annotated:
+            known = ", ".join(_STOCK_TASKS.values())
+            raise ValueError(Errors.E012.format(name=self.name, n_docs=len(examples), tasks=known))
+        return annotated
+
+    def _set_widths(self) -> None:
+        """Tell the listeners how wide the rows are."""
+        if self.model.has_dim("nO"):
+            for listener in self.listeners:
+                listener.set_dim("nO", self.model.get_dim("nO"), force=True)
 
     def _collect_labels(self, tasks: list[str], examples: list[Example]) -> dict[str, list[str]]:
         collected = {}
@@ -463,18 +601,19 @@ class EarlyExitTransformer(TrainablePipe):
 
     # spaCy assigns listener_map = {} before it links a pipeline's components anew.
     @property
-    def listener_map(self) -> dict[str, list[Model]]:
-        """RETURNS (Dict[str, List[Model]]): Listening layers by component."""
+    def listener_map(self) -> dict[str, list[TransformerListener]]:
+        """RETURNS (Dict[str, List[TransformerListener]]): Listening layers by component."""
         return self._listener_map
 
     @listener_map.setter
-    def listener_map(self, value: dict[str, list[Model]]) -> None:
+    def listener_map(self, value: dict[str, list[TransformerListener]]) -> None:
         self._listener_map = value
         self.consumers = []
+        self._linked: set[int] = set()
 
     @property
-    def listeners(self) -> list[Model]:
-        """RETURNS (List[Model]): Listening layers of the components behind it."""
+    def listeners(self) -> list[TransformerListener]:
+        """RETURNS (List[TransformerListener]): Listening layers of the components behind it."""
         return [listener for own in self.listener_map.values() for listener in own]
 
     @property
@@ -482,13 +621,14 @@ class EarlyExitTransformer(TrainablePipe):
         """RETURNS (List[str]): Names of the components that listen."""
         return list(self.listener_map)
 
-    def add_listener(self, listener: Model, component_name: str) -> None:
+    def add_listener(self, listener: TransformerListener, component_name: str) -> None:
         """Add a listening layer of a component behind it."""
         own = self.listener_map.setdefault(component_name, [])
         if listener not in own:
             own.append(listener)
+        self._set_widths()
 
-    def remove_listener(self, listener: Model, component_name: str) -> bool:
+    def remove_listener(self, listener: TransformerListener, component_name: str) -> bool:
         """Remove a listening layer. RETURNS (bool): Whether it was there."""
         if listener not in self.listener_map.get(component_name, []):
             return False
@@ -498,10 +638,18 @@ class EarlyExitTransformer(TrainablePipe):
         return True
 
     def find_listeners(self, component: Any) -> None:
-        """Link a component behind this one if it reads this transformer's exits."""
+        """Link a component behind this one if it reads this transformer's exits, or has a layer
+        that listens to it (spacy-transformers.TransformerListener.v1).
+        """
+        self._linked.add(id(component))
         if self._feeds(component):
             component.transformer = self
             self.consumers.append(component)
+        model = getattr(component, "model", None)
+        if isinstance(model, Model):
+            for node in model.walk():
+                if isinstance(node, TransformerListener) and node.upstream_name in ("*", self.name):
+                    self.add_listener(node, component.name)
 
     def _feeds(self, component: Any) -> bool:
         return isinstance(component, ExitConsumer) and component.upstream in ("*", self.name)
@@ -510,6 +658,7 @@ class EarlyExitTransformer(TrainablePipe):
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
         """Serialize the component. See spaCy's TrainablePipe.to_bytes."""
+        self._settle()
         self._store_exit()
         return super().to_bytes(exclude=exclude)
 
@@ -520,6 +669,7 @@ class EarlyExitTransformer(TrainablePipe):
 
     def to_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> None:
         """Serialize the component. See spaCy's TrainablePipe.to_disk."""
+        self._settle()
         self._store_exit()
         super().to_disk(path, exclude=exclude)
 
@@ -534,13 +684,14 @@ class EarlyExitTransformer(TrainablePipe):
 
     def _loaded(self) -> "EarlyExitTransformer":
         """Settle the exit setting: given at load, then stored, then full depth."""
-        self._task_names = list(self.label_data) or self._task_names
+        self._task_names = list(self.label_data)
+        self._set_widths()
         if self._exit_given is None:
             stored = self.cfg["exit"]
             self._exit = (
                 registry.resolve({"e": stored})["e"] if isinstance(stored, dict) else stored
             )
-        if self.label_data:
+        if self.model.has_dim("nO"):
             self._resolve(self._exit)  # a wrong setting fails here, not at the first text
         self._scrub_config()
         return self
@@ -558,8 +709,10 @@ class EarlyExitTransformer(TrainablePipe):
         # spaCy's compiled base class brings its own, whose state ends with __dict__.
         rebuild, args, state = super().__reduce__()
         # Under spawn the workers get no nlp: settle now what depends on it and on the context.
+        self._settle()
         own = self.__dict__.copy()
         own["_nlp"] = _no_nlp
+        own["cfg"] = {**self.cfg, "auxiliary": self.active_tasks}
         own["consumers"] = [c for c in self.consumers if set(c.tasks) <= set(self.active_tasks)]
         own["_pending"] = []
         if id(self) in _override.get():

@@ -1,0 +1,114 @@
+"""The rows of a batch in the form that spacy-transformers' listeners take, and their gradient back.
+
+A listener reads doc._.trf_data: the rows of the Doc's units, padded to the longest of them, and for
+each token where its pieces lie. Here that is a plan of indices for a whole batch of Docs, made from
+the packed pieces, so that nothing is done per word in Python.
+"""
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+from spacy.tokens import Doc
+from spacy_transformers.data_classes import TransformerData, WordpieceBatch
+from thinc.api import get_array_module
+from thinc.types import Ragged
+from transformers.modeling_outputs import BaseModelOutput
+
+from .pieces import Pieces, ranges
+
+
+class TrfDataPlan:
+    """Where the rows of each Doc go.
+
+    pieces (Pieces): The packed pieces of the Docs.
+    docs (Sequence[Doc]): The Docs.
+    vocab (ndarray): The text of every piece id, shape (n_ids,), of objects.
+    """
+
+    def __init__(self, pieces: Pieces, docs: Sequence[Doc], vocab: np.ndarray):
+        self.ids = pieces.ids
+        self.strings = vocab[pieces.ids]
+        self.lengths = np.diff(pieces.unit_starts)
+        # Units are in the order of their Docs, and rows in that of their units.
+        self.units = np.searchsorted(pieces.unit_doc, np.arange(len(docs) + 1))
+        self.rows = pieces.unit_starts[self.units]
+        self.widths = np.asarray(
+            [self.lengths[a:b].max(initial=0) for a, b in self._bounds(self.units)], dtype=np.int64
+        )
+        # The place of every row in its Doc's padded (units, width) grid.
+        unit_in_doc = np.arange(pieces.n_units) - self.units[pieces.unit_doc]
+        first = unit_in_doc * self.widths[pieces.unit_doc]
+        in_unit = np.arange(len(pieces.ids)) - np.repeat(pieces.unit_starts[:-1], self.lengths)
+        self.places = in_unit + np.repeat(first, self.lengths)
+
+        # Pieces of each token: those of the word in the unit that speaks for it.
+        of_words = np.flatnonzero(pieces.row_word >= 0)
+        counts = np.bincount(pieces.row_word[of_words], minlength=len(pieces.word_row))
+        begin = of_words[np.cumsum(counts) - counts] if len(counts) else counts
+        word = np.flatnonzero(pieces.owned)
+        word = word[np.lexsort((pieces.word_token[word], pieces.word_doc[word]))]
+        n_tokens = np.asarray([len(doc) for doc in docs], dtype=np.int64)
+        self.tokens = np.concatenate([[0], np.cumsum(n_tokens)])
+        self.token_pieces = np.zeros(self.tokens[-1], dtype=np.int32)
+        self.token_pieces[self.tokens[pieces.word_doc[word]] + pieces.word_token[word]] = counts[
+            word
+        ]
+        self.align = self.places[ranges(begin[word], counts[word])].astype(np.int32)
+        self.aligned = np.concatenate([[0], np.cumsum(self.token_pieces)])[self.tokens]
+
+    def split(self, states: Any) -> list[TransformerData]:
+        """states (Floats2d): The rows of all Docs, shape (n_rows, H).
+
+        RETURNS (List[TransformerData]): One per Doc; an empty one where nothing was encoded.
+        """
+        xp = get_array_module(states)
+        found = []
+        for i, (first, last) in enumerate(self._bounds(self.units)):
+            n_units, width = last - first, int(self.widths[i])
+            if n_units == 0:
+                found.append(TransformerData.empty())
+                continue
+            rows = slice(*self.rows[i : i + 2])
+            places = self.places[rows]
+            hidden = xp.zeros((n_units * width, states.shape[1]), dtype=states.dtype)
+            hidden[places] = states[rows]
+            ids = np.zeros(n_units * width, dtype=np.int64)
+            mask = np.zeros(n_units * width, dtype=np.float32)
+            ids[places], mask[places] = self.ids[rows], 1.0
+            lengths = self.lengths[first:last].tolist()
+            ends = np.cumsum(lengths)[:-1]
+            # thinc's array types have no constructor; these are what they stand for.
+            wordpieces = WordpieceBatch(
+                strings=[part.tolist() for part in np.split(self.strings[rows], ends)],
+                input_ids=cast(Any, ids.reshape(n_units, width)),
+                attention_mask=cast(Any, mask.reshape(n_units, width)),
+                lengths=lengths,
+                token_type_ids=None,
+            )
+            align = Ragged(
+                cast(Any, self.align[slice(*self.aligned[i : i + 2])]),
+                cast(Any, self.token_pieces[slice(*self.tokens[i : i + 2])]),
+            )
+            output = BaseModelOutput(last_hidden_state=hidden.reshape(n_units, width, -1))
+            found.append(TransformerData(wordpieces, output, align))
+        return found
+
+    def join(self, gradients: Sequence[TransformerData]) -> Any:
+        """The gradient of the rows from what a listener returns.
+
+        gradients (Sequence[TransformerData]): One per Doc that is not empty.
+        RETURNS (Floats2d): shape (n_rows, H).
+        """
+        docs = np.flatnonzero(np.diff(self.units))
+        parts = []
+        for i, gradient in zip(docs.tolist(), gradients, strict=True):
+            hidden = gradient.model_output["last_hidden_state"]
+            parts.append(
+                hidden.reshape(-1, hidden.shape[-1])[self.places[slice(*self.rows[i : i + 2])]]
+            )
+        return get_array_module(parts[0]).concatenate(parts)
+
+    @staticmethod
+    def _bounds(edges: np.ndarray) -> list[tuple[int, int]]:
+        return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
