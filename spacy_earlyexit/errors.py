@@ -82,6 +82,7 @@ class Errors:
         "The Doc {text!r} has no exit layers. Run its text through a pipeline with an "
         "earlyexit_transformer; a DocBin keeps them if it is made with "
         "DocBin(store_user_data=True)."
+    )
     E023 = (
         "{criterion} goes by the uncertainty of the off-ramps, but '{name}' has no tasks. Use "
         "spacy-earlyexit.FixedExit.v1 or null, or set `tasks` in [components.{name}] and train."

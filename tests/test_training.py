@@ -327,7 +327,7 @@ def first_update(nlp):
     """Loss and gradients of one update."""
     transformer = nlp.get_pipe("transformer")
     loss = transformer.update(make_examples(nlp))["transformer"]
-    transformer._backprop()
+    transformer._take_gradients(keep=False)
     named = module_of(transformer.model).named_parameters()
     return loss, {name: p.grad.clone() for name, p in named if p.grad is not None}
 

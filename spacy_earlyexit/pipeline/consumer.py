@@ -26,14 +26,8 @@ class ExitConsumer(Pipe):
 
     name: str
     tasks: list[str]
-<<<<<<< HEAD
     upstream: str = "*"
     scorer: Any = None
-    score_key: str
-=======
-    upstream: str
-    scorer: Any
->>>>>>> a06ce60 (Stock components listen to the rows at exit)
     transformer: "EarlyExitTransformer | None" = None
 
     @property

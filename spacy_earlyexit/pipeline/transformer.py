@@ -453,9 +453,10 @@ class EarlyExitTransformer(TrainablePipe):
     def _take_gradients(self, *, keep: bool) -> None:
         self._pending = [pending for pending in self._pending if pending.take(keep=keep)]
 
-    @contextlib.contextmanager
     def use_params(self, params: dict[Any, Any]) -> Iterator[None]:
-        """Use other values (the optimiser's averages) for a while. See TrainablePipe.use_params."""
+        """Use other values (the optimiser's averages) for a while. A bare generator, which is what
+        nlp.use_params takes. See TrainablePipe.use_params.
+        """
         self._settle()
         with self.model.use_params(params):
             yield
@@ -684,7 +685,7 @@ class EarlyExitTransformer(TrainablePipe):
 
     def _loaded(self) -> "EarlyExitTransformer":
         """Settle the exit setting: given at load, then stored, then full depth."""
-        self._task_names = list(self.label_data)
+        self._task_names = list(self.label_data) or self._task_names
         self._set_widths()
         if self._exit_given is None:
             stored = self.cfg["exit"]
