@@ -98,7 +98,7 @@ def test_page_trains_and_predicts(folder, encoder, capfd):
     assert "LANG_ACC" in capfd.readouterr().out
 
     used = execute("use.py")
-    nlp, doc = used["nlp"], used["doc"]
+    nlp = used["nlp"]
     langs = ["en", "en", "en", "en", "es", "es", "es", "en"]
     expected = list(zip("I do n't know pero vamos al beach".split(), langs, strict=True))
     assert capfd.readouterr().out == f"{expected}\n{[4] * len(expected)}\n"

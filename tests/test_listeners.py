@@ -31,10 +31,11 @@ def make_examples(nlp, *, heads=True, tags=True):
         annotation = {"ents": ents}
         if tags:
             annotation["tags"] = [TAGS.get(word, "NN") for word in words]
+            annotation["lemmas"] = [word.lower() for word in words]
             annotation["pos"] = ["NOUN" if word[0].isupper() else "VERB" for word in words]
         if heads:
-            annotation["heads"] = [0] * len(words)
-            annotation["deps"] = ["ROOT"] + ["dep"] * (len(words) - 1)
+            annotation["heads"] = [0, *range(len(words) - 1)]
+            annotation["deps"] = ["ROOT"] + ["obj"] * (len(words) - 1)
         gold = Doc(nlp.vocab, words=words, **annotation)
         gold.cats = {"long": float(len(words) > 3), "short": float(len(words) <= 3)}
         examples.append(Example(Doc(nlp.vocab, words=words), gold))
@@ -491,8 +492,10 @@ def swapped(tmp_path_factory):
         section, name = key.split(".")
         config[section][name] = str(folder / value)
     config["components"]["transformer"]["model"]["name"] = str(folder / "encoder")
+    config["components"]["parser"]["min_action_freq"] = 1
     config["system"]["gpu_allocator"] = None
-    config["training"].update(max_steps=4, eval_frequency=2)
+    config["training"].update(max_steps=20, eval_frequency=10)
+    config["training"]["optimizer"]["learn_rate"] = 0.002
     config.to_disk(folder / "config.cfg")
     return folder
 
