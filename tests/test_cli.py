@@ -211,11 +211,13 @@ def paths(corpora, encoder):
         "paths.train": str(corpora / "train.spacy"),
         "paths.dev": str(corpora / "dev.spacy"),
         "paths.encoder": encoder,
+        "nlp.pipeline": ["transformer", "ner"],
     }
 
 
 def cli_args(overrides):
-    return [part for name, value in overrides.items() for part in (f"--{name}", value)]
+    values = {k: v if isinstance(v, str) else json.dumps(v) for k, v in overrides.items()}
+    return [part for name, value in values.items() for part in (f"--{name}", value)]
 
 
 def test_figures(paths, capsys):
@@ -313,13 +315,19 @@ def test_words_without_pieces(encoder, shared):
         assert tokenizer.leaves_nothing([]).tolist() == []
 
 
-def test_tasks_of_the_components_where_the_transformer_names_none(paths, tmp_path):
-    config = CONFIG.read_text(encoding="utf8").replace('tasks = ["ner"]', "tasks = null")
-    (tmp_path / "config.cfg").write_text(config, encoding="utf8")
-    stats = debug_data(tmp_path / "config.cfg", config_overrides=paths)
-    assert list(stats["train"].tasks) == ["ner"]
-    bad = {**paths, "nlp.pipeline": '["transformer"]'}
-    code, out = run_cli("debug-data", tmp_path / "config.cfg", *cli_args(bad))
+def test_tasks_of_the_components_or_the_data(paths):
+    assert list(debug_data(CONFIG, config_overrides=paths)["train"].tasks) == ["ner"]
+    # Without components: what the data annotates.
+    alone = {**paths, "nlp.pipeline": ["transformer"]}
+    assert list(debug_data(CONFIG, config_overrides=alone)["train"].tasks) == ["ner"]
+
+
+def test_no_task_to_be_found(paths, tmp_path):
+    docs = [Doc(spacy.blank("en").vocab, words=["a", "b"])]
+    DocBin(docs=docs).to_disk(tmp_path / "bare.spacy")
+    bare = str(tmp_path / "bare.spacy")
+    bad = {**paths, "nlp.pipeline": ["transformer"], "paths.train": bare, "paths.dev": bare}
+    code, out = run_cli("debug-data", CONFIG, *cli_args(bad))
     assert code == 1 and "tasks" in out
 
 

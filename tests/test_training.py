@@ -45,6 +45,8 @@ def run_train(config, output, **overrides):
     table = io.StringIO()
     rows = output / "log.jsonl"
     settings = {
+        "nlp.pipeline": ["transformer", "ner"],
+        "training.score_weights.tag_acc": None,
         "training.batcher.size": 40,
         "training.optimizer.learn_rate.warmup_steps": 2,
         "training.optimizer.learn_rate.initial_rate": 0.002,

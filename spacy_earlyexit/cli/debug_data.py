@@ -14,7 +14,6 @@ from wasabi import MESSAGES, Printer, msg
 from .info import format_block, shorten
 
 if TYPE_CHECKING:
-    from spacy.language import Language
     from spacy.tokens import Doc
     from spacy.training import Example
     from thinc.api import Config
@@ -136,6 +135,7 @@ def debug_data(
     from spacy.util import load_config, load_model_from_config, registry, resolve_dot_names
 
     from ..evaluation import find_transformer
+    from ..tasks import get_task
 
     msg.divider("Data file validation")
     with _exit_on_error(msg, f"Can't build the pipeline of {config_path}"):
@@ -145,7 +145,6 @@ def debug_data(
             config = nlp.config.interpolate()
             settings = registry.resolve(config["training"], schema=ConfigSchemaTraining)  # type: ignore[arg-type]
         transformer = find_transformer(nlp)
-        tasks = _tasks(nlp, transformer)
         for consumer in transformer.consumers if transformer.tasks else []:
             consumer.check(transformer)
     msg.good(f"Pipeline built: {', '.join(nlp.pipe_names)}")
@@ -158,6 +157,9 @@ def debug_data(
             examples[corpus] = list(reader(nlp))
         if not examples[corpus]:
             msg.fail(f"No documents in the {corpus} corpus [{dot_name}]", exits=1)
+    with _exit_on_error(msg, f"Can't tell the tasks of '{transformer.name}'"):
+        names = transformer.find_tasks(examples["train"])
+        tasks = {name: get_task(name, transformer.name) for name in names}
     msg.good("Corpora loaded")
 
     with _exit_on_error(msg, "Can't load the encoder's tokenizer"):
@@ -216,22 +218,6 @@ def _only(config: Mapping[str, Any], dot_name: str) -> "Config":
     if len(path) == 1 and path[0] in part and not any(key.startswith("@") for key in part):
         part = {path[0]: part[path[0]]}
     return Config({section: part})
-
-
-def _tasks(nlp: "Language", transformer: "EarlyExitTransformer") -> dict[str, "Task"]:
-    """The tasks that `initialize` would train.
-
-    RAISES (ValueError): If nothing names one.
-    """
-    from ..errors import Errors
-    from ..tasks import get_task
-
-    names = transformer.tasks or [
-        task for consumer in transformer.consumers for task in consumer.tasks
-    ]
-    if not names:
-        raise ValueError(Errors.E012.format(name=transformer.name))
-    return {name: get_task(name, transformer.name) for name in names}
 
 
 def load_tokenizer(transformer: "EarlyExitTransformer") -> tuple["PieceTokenizer", int]:

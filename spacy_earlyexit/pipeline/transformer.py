@@ -3,7 +3,7 @@
 import contextlib
 import os
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -509,8 +509,7 @@ class EarlyExitTransformer(TrainablePipe):
         self._scrub_config()
         examples = list(get_examples())
         own = {task for _, pipe in self.components_behind() for task in self._tasks_of(pipe)}
-        if self._task_names is None:
-            self._task_names = self._find_tasks(examples)
+        self._task_names = self.find_tasks(examples)
         self.cfg["auxiliary"] = [task for task in self._task_names if task not in own]
         if init_from is not None:
             self._init_from(Path(init_from), labels)
@@ -525,11 +524,16 @@ class EarlyExitTransformer(TrainablePipe):
         self._check_consumers()
         self._set_widths()
 
-    def _find_tasks(self, examples: list[Example]) -> list[str]:
-        """The tasks of the components behind this one; else what the data annotates.
+    def find_tasks(self, examples: Sequence[Example]) -> list[str]:
+        """What `initialize` trains: the tasks that are configured; else those of the components
+        behind this one; else what the data annotates.
 
-        RAISES (ValueError): If it annotates nothing to exit by.
+        examples (Sequence[Example]): The training data.
+        RETURNS (List[str]): The tasks' names.
+        RAISES (ValueError): If none is configured and there is nothing to exit by.
         """
+        if self._task_names is not None:
+            return self._task_names
         components = [(pipe, self._tasks_of(pipe)) for _, pipe in self.components_behind()]
         wanted = dict.fromkeys(task for _, tasks in components for task in tasks)
         read = {task for pipe, tasks in components if self._feeds(pipe) for task in tasks}
