@@ -104,6 +104,41 @@ class Errors:
         "'{name}' is in no pipeline here, which is needed to score the components behind it. Do "
         "this in the process that loaded the pipeline, without n_process."
     )
+    E030 = (
+        "The output '{path}' exists and is not an empty folder. Choose another one, or replace it "
+        "with --force."
+    )
+    E031 = (
+        "This pipeline has an earlyexit_transformer already: {components}. Only pipelines that use "
+        "spacy-transformers' transformer can be converted; train this one on with "
+        "configs/self_sampling.cfg."
+    )
+    E032 = (
+        "Exactly one enabled component that is spacy-transformers' transformer is needed, found "
+        "{n}. This pipeline has: {components}."
+    )
+    E033 = (
+        "No enabled component listens to '{name}'. This pipeline has: {components}. Those with a "
+        "transformer of their own, put in by nlp.replace_listeners: {copies}. Convert a pipeline "
+        "whose components have a spacy-transformers.TransformerListener.v1."
+    )
+    E034 = (
+        "There are too few documents: {n_train} to train with, {n_dev} for dev ({path}). At least "
+        "one of each is needed, or two to train with if none are given with --dev."
+    )
+    E035 = (
+        "'{path}' annotates labels that '{name}' does not know: {unknown}. It keeps those that it "
+        "has: {labels}. Take the others out of the data, or learn from the pipeline's own "
+        "predictions with --labels own."
+    )
+    E036 = (
+        "The operating point '{point}' was not reached on dev; in force is full depth. Found were: "
+        "{points}. Train longer, or ask for smaller --speedups."
+    )
+    E037 = (
+        "The encoder of '{name}' ({encoder}) is of the family '{family}', which is not supported. "
+        "Supported families: {supported}."
+    )
 
 
 class Warnings:

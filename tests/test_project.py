@@ -26,45 +26,85 @@ def write_corpus(folder):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A copy of the project's files, with a corpus and an encoder at hand."""
+    """A copy of the project's files, with small corpora and an encoder at hand."""
     folder = tmp_path_factory.mktemp("project")
     shutil.copy(ROOT / "project.yml", folder)
-    for name in ("scripts", "configs"):
+    for name in ("scripts", "configs", "assets/sample"):
         shutil.copytree(ROOT / name, folder / name)
     write_corpus(folder / "mirror" / "wnut17")
     make_encoder(folder / "encoder", n_layers=6)
     return folder
 
 
-@pytest.mark.slow
-def test_workflow_runs_from_data_to_report(project, capfd, monkeypatch):
-    """Every command of the workflow, real training and files included."""
-    monkeypatch.chdir(project)
-    project_run(
-        project,
-        "wnut17",
-        overrides={
-            "vars.name": "few",
-            "vars.encoder": str(project / "encoder"),
-            "vars.mirror": str(project / "mirror"),
-            "vars.stage1_steps": 30,
-            "vars.stage2_steps": 4,
-            "vars.eval_frequency": 10,
-            "vars.learn_rate": 0.003,
-            "vars.limit": 6,
-            "vars.repeats": 1,
-        },
-    )
-    out = capfd.readouterr().out
-    assert "| plain fine-tuned encoder (Hugging Face) |" in out
-    assert "| stage 1, full depth |" in out and "| stage 2, full depth |" in out
-    figures = json.loads((project / "metrics" / "few_self_sampling.json").read_text())
+def run(project, workflow, **overrides):
+    settings = {
+        "vars.encoder": str(project / "encoder"),
+        "vars.sample_encoder": str(project / "encoder"),
+        "vars.mirror": str(project / "mirror"),
+        "vars.learn_rate": 0.003,
+        "vars.limit": 6,
+        "vars.repeats": 1,
+        **{f"vars.{name}": value for name, value in overrides.items()},
+    }
+    project_run(project, workflow, overrides=settings)
+
+
+def check_figures(project, name):
+    figures = json.loads((project / "metrics" / f"{name}_self_sampling.json").read_text())
     full, *faster = figures["rows"]
     assert full["exit_speedup"] == 1.0 and full["exit_layer_mean"] == 6.0
     assert full["words_per_second"] > 0
     assert [row["exit_speedup"] > 1.0 for row in faster] == [True] * len(faster) and faster
     for stage in ("joint", "self_sampling"):
-        assert (project / "training" / "few" / stage / "model-best" / "config.cfg").is_file()
+        assert (project / "training" / name / stage / "model-best" / "config.cfg").is_file()
+
+
+@pytest.mark.slow
+def test_demo_runs_once_and_shows_what_it_did(project, capfd, monkeypatch):
+    """`all` on the sample: real training and files; a second run only shows the results again."""
+    monkeypatch.chdir(project)
+    few = {"sample": {"stage1": 20, "stage2": 2, "evaluate": 10}}
+    run(project, "all", **few)
+    out = capfd.readouterr().out
+    assert "stage 2, full depth" in out and "NER F1" in out and "tag accuracy (UPOS)" in out
+    assert "mean exit layer" in out and "nlp = spacy.load(" in out
+    check_figures(project, "sample")
+    best = project / "training" / "sample" / "self_sampling" / "model-best" / "meta.json"
+    before = best.stat().st_mtime_ns
+    run(project, "all", **few)
+    again = capfd.readouterr().out
+    assert "nlp = spacy.load(" in again and "Training pipeline" not in again
+    assert best.stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_wnut17_runs_from_data_to_figures(project, capfd, monkeypatch):
+    """One task only, and the plain peer."""
+    monkeypatch.chdir(project)
+    run(project, "wnut17", wnut17={"stage1": 30, "stage2": 4, "evaluate": 10})
+    check_figures(project, "wnut17")
+    subprocess.run([sys.executable, "scripts/report.py", "wnut17"], cwd=project, check=True)
+    out = capfd.readouterr().out
+    assert "plain fine-tuned encoder (Hugging Face), ner" in out
+    assert "stage 1, full depth" in out and "stage 2, full depth" in out
+
+
+@pytest.mark.slow
+def test_package_of_the_sample_installs_and_loads(project, capfd, monkeypatch):
+    """What `spacy package` makes names this package, and loads by its name."""
+    monkeypatch.chdir(project)
+    if not (project / "training" / "sample" / "self_sampling").is_dir():
+        run(project, "all", sample={"stage1": 20, "stage2": 2, "evaluate": 10})
+    run(project, "package")
+    (archive,) = (project / "packages").glob("*/dist/*.tar.gz")
+    folder = archive.parent.parent
+    assert "spacy-earlyexit" in (folder / "meta.json").read_text()
+    code = "import en_earlyexit_sample as m; print(m.load()('Berlin')._.exit_layers)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == [6]
 
 
 def test_missing_corpus_names_the_setting(project):
@@ -82,7 +122,7 @@ def test_every_command_has_help_and_existing_scripts():
     import srsly
 
     project = srsly.read_yaml(ROOT / "project.yml")
-    assert len(project["commands"]) >= 8
+    assert project["commands"][-1]["name"] == "clean"
     for command in project["commands"]:
         assert command["help"], command["name"]
         deps = [dep for dep in command.get("deps", []) if dep.startswith(("scripts", "configs"))]

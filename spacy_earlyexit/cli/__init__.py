@@ -8,6 +8,7 @@ imported here: the commands' modules import the rest of the package inside their
 import typer
 from spacy.cli._util import app as spacy_app
 
+from .convert import convert_cli
 from .debug_data import debug_data_cli
 from .info import info_cli
 
@@ -18,6 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("info")(info_cli)
+app.command("convert")(convert_cli)
 app.command(
     "debug-data", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
 )(debug_data_cli)

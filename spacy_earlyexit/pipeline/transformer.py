@@ -1,10 +1,7 @@
 """The multi-exit transformer as a spaCy component."""
 
-import contextlib
-import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +15,21 @@ from spacy.training import Example, validate_examples, validate_get_examples
 from spacy.util import registry
 from spacy.vocab import Vocab
 from spacy_transformers.annotation_setters import null_annotation_setter
-from spacy_transformers.layers import TransformerListener
 from spacy_transformers.pipeline_component import install_extensions as install_trf_data
 from thinc.api import Config, Model, Optimizer, set_dropout_rate, torch2xp
 
 from ..architectures import MultiExitOutput, Request, as_multi_exit, module_of, plan_of
-from ..criteria import ExitCriterion
 from ..errors import Errors
 from ..extensions import install_extensions, record
+from ..forks import one_thread_in_forks
 from ..offramps import IGNORE, joint_loss
 from ..tasks import Task, class_ids, get_task
 from ..training.self_sampling import SelfSampling
 from .consumer import ExitConsumer
+from .exit_setting import ExitSetting, check_exit
 from .exits import EXITS, DocExits
 from .gradients import PendingGradient
+from .upstream import STOCK_TASKS, Upstream
 
 DEFAULT_CONFIG = Config().from_str(
     """
@@ -59,14 +57,7 @@ offramp_lr_scale = 10.0
 """
 )
 
-FULL_DEPTH = "full"
 _RECORDABLE = ("uncertainty", "confidence", "trf_data")
-# What stock components learn that may listen, and what a task can be learned for where no
-# component needs it.
-_STOCK_TASKS = {"tagger": "tag", "morphologizer": "pos", "ner": "ner"}
-
-# Settings made with use(), by component; a context variable so that threads can differ.
-_override: ContextVar[dict[int, ExitCriterion | None]] = ContextVar("earlyexit_use", default={})  # noqa: B039
 
 
 @Language.factory(
@@ -118,7 +109,7 @@ def make_transformer(
     )
 
 
-class EarlyExitTransformer(TrainablePipe):
+class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
     """Encodes Docs with an encoder whose words leave as soon as they are certain.
 
     Follows spaCy's TrainablePipe API. What the words' exits say lies beside the Doc for the
@@ -169,11 +160,11 @@ class EarlyExitTransformer(TrainablePipe):
         self._nlp: Callable[[], Language | None] = weakref.ref(nlp)
         self.listener_map = {}
         self.consumers: list[ExitConsumer] = []
-        _check_exit(exit)
+        check_exit(exit)
         self._exit_given = self._exit = exit
         install_extensions()
         install_trf_data()
-        _one_thread_in_forks()
+        one_thread_in_forks()
 
     # --- what it learned -------------------------------------------------------------------
 
@@ -186,124 +177,6 @@ class EarlyExitTransformer(TrainablePipe):
     def labels(self) -> tuple[str, ...]:
         """RETURNS (Tuple[str]): All tasks' labels."""
         return tuple(label for labels in self.label_data.values() for label in labels)
-
-    @property
-    def tasks(self) -> list[str]:
-        """RETURNS (List[str]): The tasks it was trained with, else those that are configured."""
-        return list(self.label_data) or list(self._task_names or [])
-
-    @property
-    def n_layers(self) -> int:
-        """RETURNS (int): Layers of the encoder."""
-        return module_of(self.model).encoder.config.n_layers
-
-    @property
-    def active_tasks(self) -> list[str]:
-        """The tasks that rule the exit and are scored: those whose component is enabled, and those
-        that were learned without any (auxiliary ones). If that leaves none, all of them.
-        """
-        enabled = {task for _, pipe in self.components_behind() for task in self._tasks_of(pipe)}
-        active = [t for t in self.tasks if t in enabled or t in self.cfg["auxiliary"]]
-        return active or self.tasks
-
-    @property
-    def nlp(self) -> Language:
-        """RETURNS (Language): The pipeline it is in.
-
-        RAISES (ValueError): If it is in none (in a worker process).
-        """
-        nlp = self._nlp()
-        if nlp is None:
-            raise ValueError(Errors.E027.format(name=self.name))
-        return nlp
-
-    def components_behind(self) -> list[tuple[str, Any]]:
-        """The enabled components behind this one, linked: spaCy links only what is enabled at that
-        time, so that what was enabled since (or sourced, in training) is linked here. In a worker
-        process, which has no pipeline: the components that were linked and have no model.
-
-        RETURNS (List[Tuple[str, Any]]): Names and components, in order.
-        """
-        nlp = self._nlp()
-        if nlp is None or not any(pipe is self for _, pipe in nlp._components):
-            return [(consumer.name, consumer) for consumer in self.consumers]
-        at = next(i for i, (_, pipe) in enumerate(nlp._components) if pipe is self)
-        behind = [part for part in nlp._components[at + 1 :] if part[0] not in nlp.disabled]
-        for _, pipe in behind:
-            if id(pipe) not in self._linked:
-                self.find_listeners(pipe)
-        return behind
-
-    def _tasks_of(self, component: Any) -> list[str]:
-        """The tasks that a component needs, if it reads from this transformer."""
-        if self._feeds(component):
-            return component.tasks
-        nlp, name = self._nlp(), getattr(component, "name", None)
-        if nlp is not None and name in self.listener_map:
-            task = _STOCK_TASKS.get(nlp.get_pipe_meta(name).factory)
-            return [task] if task else []
-        return []
-
-    def _states_wanted(self) -> bool:
-        """Whether anything reads the rows: an enabled component that listens, or who asked."""
-        if "trf_data" in self.record:
-            return True
-        if self._nlp() is None:
-            return bool(self.listener_map)
-        return any(name in self.listener_map for name, _ in self.components_behind())
-
-    # --- the exit setting ------------------------------------------------------------------
-
-    @property
-    def points(self) -> dict[str, dict[str, Any]]:
-        """RETURNS (Dict[str, Dict]): The operating points: name to {"exit": a criterion's block,
-        and what was measured for it on dev}.
-        """
-        return self.cfg["points"]
-
-    @property
-    def exit(self) -> None | str | ExitCriterion:
-        """How words leave: None for full depth, the name of an operating point, or a criterion.
-        What is set here is saved with the pipeline.
-        """
-        return self._exit
-
-    @exit.setter
-    def exit(self, value: None | str | ExitCriterion) -> None:
-        self._resolve(value)
-        self._exit = value
-
-    @contextlib.contextmanager
-    def use(self, value: None | str | ExitCriterion) -> Iterator[None]:
-        """Another exit setting for a while, in this thread (context) only.
-
-        value (Union[None, str, ExitCriterion]): As for `exit`.
-        """
-        token = _override.set({**_override.get(), id(self): self._resolve(value)})
-        try:
-            yield
-        finally:
-            _override.reset(token)
-
-    @property
-    def criterion(self) -> ExitCriterion | None:
-        """RETURNS (Optional[ExitCriterion]): What rules in this context; None is full depth."""
-        overrides = _override.get()
-        return overrides[id(self)] if id(self) in overrides else self._resolve(self._exit)
-
-    def _resolve(self, value: None | str | ExitCriterion) -> ExitCriterion | None:
-        _check_exit(value)
-        if value is None or value == FULL_DEPTH:
-            return None
-        if isinstance(value, str):
-            if value not in self.points:
-                points = ", ".join(["full", *self.points])
-                raise ValueError(Errors.E009.format(name=value, points=points))
-            value = _criterion(self.points[value]["exit"])
-        if value.needs_tasks and not self.tasks:
-            raise ValueError(Errors.E023.format(criterion=value, name=self.name))
-        value.validate(self.n_layers)  # type: ignore[union-attr]
-        return value  # type: ignore[return-value]
 
     # --- prediction ------------------------------------------------------------------------
 
@@ -433,11 +306,6 @@ class EarlyExitTransformer(TrainablePipe):
             self._take_gradients(keep=False)
             self.model.finish_update(sgd)
 
-    def _listening(self) -> list[TransformerListener]:
-        """The listening layers of the components behind this one that are enabled."""
-        names = [name for name, _ in self.components_behind()]
-        return [listener for name in names for listener in self.listener_map.get(name, [])]
-
     def _settle(self) -> None:
         """Make the step that waited. What a listener sends later still goes into the next one."""
         if self._deferred is None:
@@ -539,19 +407,13 @@ class EarlyExitTransformer(TrainablePipe):
         read = {task for pipe, tasks in components if self._feeds(pipe) for task in tasks}
         annotated = [
             task
-            for task in wanted or _STOCK_TASKS.values()
+            for task in wanted or STOCK_TASKS.values()
             if task in read or get_task(task, self.name).labels(examples)
         ]
         if not annotated:
-            known = ", ".join(_STOCK_TASKS.values())
+            known = ", ".join(STOCK_TASKS.values())
             raise ValueError(Errors.E012.format(name=self.name, n_docs=len(examples), tasks=known))
         return annotated
-
-    def _set_widths(self) -> None:
-        """Tell the listeners how wide the rows are."""
-        if self.model.has_dim("nO"):
-            for listener in self.listeners:
-                listener.set_dim("nO", self.model.get_dim("nO"), force=True)
 
     def _collect_labels(self, tasks: list[str], examples: list[Example]) -> dict[str, list[str]]:
         collected = {}
@@ -602,63 +464,6 @@ class EarlyExitTransformer(TrainablePipe):
         transformer = self if self.trained_here else None
         return self.scorer(examples, transformer=transformer, **kwargs)
 
-    # --- links to the components behind it -------------------------------------------------
-
-    # spaCy assigns listener_map = {} before it links a pipeline's components anew.
-    @property
-    def listener_map(self) -> dict[str, list[TransformerListener]]:
-        """RETURNS (Dict[str, List[TransformerListener]]): Listening layers by component."""
-        return self._listener_map
-
-    @listener_map.setter
-    def listener_map(self, value: dict[str, list[TransformerListener]]) -> None:
-        self._listener_map = value
-        self.consumers = []
-        self._linked: set[int] = set()
-
-    @property
-    def listeners(self) -> list[TransformerListener]:
-        """RETURNS (List[TransformerListener]): Listening layers of the components behind it."""
-        return [listener for own in self.listener_map.values() for listener in own]
-
-    @property
-    def listening_components(self) -> list[str]:
-        """RETURNS (List[str]): Names of the components that listen."""
-        return list(self.listener_map)
-
-    def add_listener(self, listener: TransformerListener, component_name: str) -> None:
-        """Add a listening layer of a component behind it."""
-        own = self.listener_map.setdefault(component_name, [])
-        if listener not in own:
-            own.append(listener)
-        self._set_widths()
-
-    def remove_listener(self, listener: TransformerListener, component_name: str) -> bool:
-        """Remove a listening layer. RETURNS (bool): Whether it was there."""
-        if listener not in self.listener_map.get(component_name, []):
-            return False
-        self.listener_map[component_name].remove(listener)
-        if not self.listener_map[component_name]:
-            del self.listener_map[component_name]
-        return True
-
-    def find_listeners(self, component: Any) -> None:
-        """Link a component behind this one if it reads this transformer's exits, or has a layer
-        that listens to it (spacy-transformers.TransformerListener.v1).
-        """
-        self._linked.add(id(component))
-        if self._feeds(component):
-            component.transformer = self
-            self.consumers.append(component)
-        model = getattr(component, "model", None)
-        if isinstance(model, Model):
-            for node in model.walk():
-                if isinstance(node, TransformerListener) and node.upstream_name in ("*", self.name):
-                    self.add_listener(node, component.name)
-
-    def _feeds(self, component: Any) -> bool:
-        return isinstance(component, ExitConsumer) and component.upstream in ("*", self.name)
-
     # --- serialisation ---------------------------------------------------------------------
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
@@ -683,10 +488,6 @@ class EarlyExitTransformer(TrainablePipe):
         super().from_disk(path, exclude=exclude)
         return self._loaded()
 
-    def _store_exit(self) -> None:
-        value = self._exit
-        self.cfg["exit"] = value if value is None or isinstance(value, str) else value.to_config()
-
     def _loaded(self) -> "EarlyExitTransformer":
         """Settle the exit setting: given at load, then stored, then full depth."""
         self._task_names = list(self.label_data) or self._task_names
@@ -701,15 +502,6 @@ class EarlyExitTransformer(TrainablePipe):
         self._scrub_config()
         return self
 
-    def _scrub_config(self) -> None:
-        """The exit setting lives on in this component's own data; the pipeline's config keeps null,
-        so that what it says at load was given then. (And a block given over a stored block can be
-        ignored silently at load.)
-        """
-        nlp = self._nlp()
-        if nlp is not None and self.name in nlp._pipe_configs:
-            nlp.get_pipe_config(self.name)["exit"] = None
-
     def __reduce__(self) -> tuple[Any, ...]:
         # spaCy's compiled base class brings its own, whose state ends with __dict__.
         rebuild, args, state = super().__reduce__()
@@ -720,24 +512,12 @@ class EarlyExitTransformer(TrainablePipe):
         own["cfg"] = {**self.cfg, "auxiliary": self.active_tasks}
         own["consumers"] = [c for c in self.consumers if set(c.tasks) <= set(self.active_tasks)]
         own["_pending"] = []
-        if id(self) in _override.get():
-            own["_exit"] = self.criterion
+        own["_exit"] = self._exit_here()
         return rebuild, args, (*state[:-1], own)
 
 
 def _no_nlp() -> None:
     """Stands for the weak reference to a pipeline that is not there."""
-
-
-def _criterion(block: dict[str, Any]) -> ExitCriterion:
-    return registry.resolve({"exit": block})["exit"]
-
-
-def _check_exit(value: Any) -> None:
-    if value is None or isinstance(value, str):
-        return
-    if not all(hasattr(value, attr) for attr in ("checks", "validate", "to_config")):
-        raise ValueError(Errors.E010.format(value=value))
 
 
 def _confidence(scores: np.ndarray, slices: list[slice]) -> np.ndarray:
@@ -747,20 +527,3 @@ def _confidence(scores: np.ndarray, slices: list[slice]) -> np.ndarray:
         own = scores[:, part] - scores[:, part].max(axis=1, keepdims=True)
         worst = np.minimum(worst, 1.0 / np.exp(own).sum(axis=1))
     return worst
-
-
-_fork_hook_installed = False
-
-
-def _one_thread_in_forks() -> None:
-    """torch's thread pool does not survive a fork: a forked worker that uses it hangs."""
-    global _fork_hook_installed
-    if not _fork_hook_installed and hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_after_fork)
-        _fork_hook_installed = True
-
-
-def _after_fork() -> None:
-    torch.set_num_threads(1)
-    # The tokenizers library would print a warning about the fork otherwise.
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1,0 +1,21 @@
+"""torch in forked processes."""
+
+import os
+
+import torch
+
+_fork_hook_installed = False
+
+
+def one_thread_in_forks() -> None:
+    """torch's thread pool does not survive a fork: a forked worker that uses it hangs."""
+    global _fork_hook_installed
+    if not _fork_hook_installed and hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
+        _fork_hook_installed = True
+
+
+def _after_fork() -> None:
+    torch.set_num_threads(1)
+    # The tokenizers library would print a warning about the fork otherwise.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -1,0 +1,118 @@
+"""The exit setting of a transformer: given at load, then stored, then full depth."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from spacy.language import Language
+from spacy.util import registry
+from thinc.api import Model
+
+from ..architectures import module_of
+from ..criteria import ExitCriterion
+from ..errors import Errors
+
+FULL_DEPTH = "full"
+
+# Settings made with use(), by component; a context variable so that threads can differ.
+_override: ContextVar[dict[int, ExitCriterion | None]] = ContextVar("earlyexit_use", default={})  # noqa: B039
+
+
+class ExitSetting:
+    """How words leave, and for how long. Mixed into the transformer, whose cfg keeps it."""
+
+    name: str
+    cfg: dict[str, Any]
+    model: Model
+    _nlp: Callable[[], Language | None]
+    _exit: None | str | ExitCriterion
+
+    if TYPE_CHECKING:
+
+        @property
+        def tasks(self) -> list[str]: ...
+
+    @property
+    def n_layers(self) -> int:
+        """RETURNS (int): Layers of the encoder."""
+        return module_of(self.model).encoder.config.n_layers
+
+    @property
+    def points(self) -> dict[str, dict[str, Any]]:
+        """RETURNS (Dict[str, Dict]): The operating points: name to {"exit": a criterion's block,
+        and what was measured for it on dev}.
+        """
+        return self.cfg["points"]
+
+    @property
+    def exit(self) -> None | str | ExitCriterion:
+        """How words leave: None for full depth, the name of an operating point, or a criterion.
+        What is set here is saved with the pipeline.
+        """
+        return self._exit
+
+    @exit.setter
+    def exit(self, value: None | str | ExitCriterion) -> None:
+        self._resolve(value)
+        self._exit = value
+
+    @contextlib.contextmanager
+    def use(self, value: None | str | ExitCriterion) -> Iterator[None]:
+        """Another exit setting for a while, in this thread (context) only.
+
+        value (Union[None, str, ExitCriterion]): As for `exit`.
+        """
+        token = _override.set({**_override.get(), id(self): self._resolve(value)})
+        try:
+            yield
+        finally:
+            _override.reset(token)
+
+    @property
+    def criterion(self) -> ExitCriterion | None:
+        """RETURNS (Optional[ExitCriterion]): What rules in this context; None is full depth."""
+        overrides = _override.get()
+        return overrides[id(self)] if id(self) in overrides else self._resolve(self._exit)
+
+    def _resolve(self, value: None | str | ExitCriterion) -> ExitCriterion | None:
+        check_exit(value)
+        if value is None or value == FULL_DEPTH:
+            return None
+        if isinstance(value, str):
+            if value not in self.points:
+                points = ", ".join(["full", *self.points])
+                raise ValueError(Errors.E009.format(name=value, points=points))
+            value = _criterion(self.points[value]["exit"])
+        if value.needs_tasks and not self.tasks:
+            raise ValueError(Errors.E023.format(criterion=value, name=self.name))
+        value.validate(self.n_layers)  # type: ignore[union-attr]
+        return value  # type: ignore[return-value]
+
+    def _exit_here(self) -> None | str | ExitCriterion:
+        """The setting for a worker process, which does not share this context."""
+        return self.criterion if id(self) in _override.get() else self._exit
+
+    def _store_exit(self) -> None:
+        value = self._exit
+        self.cfg["exit"] = value if value is None or isinstance(value, str) else value.to_config()
+
+    def _scrub_config(self) -> None:
+        """The exit setting lives on in this component's own data; the pipeline's config keeps null,
+        so that what it says at load was given then. (And a block given over a stored block can be
+        ignored silently at load.)
+        """
+        nlp = self._nlp()
+        if nlp is not None and self.name in nlp._pipe_configs:
+            nlp.get_pipe_config(self.name)["exit"] = None
+
+
+def _criterion(block: dict[str, Any]) -> ExitCriterion:
+    return registry.resolve({"exit": block})["exit"]
+
+
+def check_exit(value: Any) -> None:
+    if value is None or isinstance(value, str):
+        return
+    if not all(hasattr(value, attr) for attr in ("checks", "validate", "to_config")):
+        raise ValueError(Errors.E010.format(value=value))

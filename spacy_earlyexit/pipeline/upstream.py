@@ -1,0 +1,158 @@
+"""The transformer's links to the components behind it: those that read its exits, and those that
+listen to its rows.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from spacy.language import Language
+from spacy_transformers.layers import TransformerListener
+from thinc.api import Model
+
+from ..errors import Errors
+from .consumer import ExitConsumer
+
+# What stock components learn that may listen, and what a task can be learned for where no
+# component needs it.
+STOCK_TASKS = {"tagger": "tag", "morphologizer": "pos", "ner": "ner"}
+
+
+class Upstream:
+    """What spaCy needs of a component that others listen to, and what follows from who does.
+
+    Mixed into the transformer, which has a name, a model, cfg["auxiliary"] and its tasks.
+    """
+
+    name: str
+    model: Model
+    cfg: dict[str, Any]
+    record: list[str]
+    consumers: list[ExitConsumer]
+    _nlp: Callable[[], Language | None]
+    _task_names: list[str] | None
+
+    @property
+    def tasks(self) -> list[str]:
+        """RETURNS (List[str]): The tasks it was trained with, else those that are configured."""
+        return list(self.cfg["labels"]) or list(self._task_names or [])
+
+    @property
+    def active_tasks(self) -> list[str]:
+        """The tasks that rule the exit and are scored: those whose component is enabled, and those
+        that were learned without any (auxiliary ones). If that leaves none, all of them.
+        """
+        enabled = {task for _, pipe in self.components_behind() for task in self._tasks_of(pipe)}
+        active = [t for t in self.tasks if t in enabled or t in self.cfg["auxiliary"]]
+        return active or self.tasks
+
+    @property
+    def nlp(self) -> Language:
+        """RETURNS (Language): The pipeline it is in.
+
+        RAISES (ValueError): If it is in none (in a worker process).
+        """
+        nlp = self._nlp()
+        if nlp is None:
+            raise ValueError(Errors.E027.format(name=self.name))
+        return nlp
+
+    def components_behind(self) -> list[tuple[str, Any]]:
+        """The enabled components behind this one, linked: spaCy links only what is enabled at that
+        time, so that what was enabled since (or sourced, in training) is linked here. In a worker
+        process, which has no pipeline: the components that were linked and have no model.
+
+        RETURNS (List[Tuple[str, Any]]): Names and components, in order.
+        """
+        nlp = self._nlp()
+        if nlp is None or not any(pipe is self for _, pipe in nlp._components):
+            return [(consumer.name, consumer) for consumer in self.consumers]
+        at = next(i for i, (_, pipe) in enumerate(nlp._components) if pipe is self)
+        behind = [part for part in nlp._components[at + 1 :] if part[0] not in nlp.disabled]
+        for _, pipe in behind:
+            if id(pipe) not in self._linked:
+                self.find_listeners(pipe)
+        return behind
+
+    def _tasks_of(self, component: Any) -> list[str]:
+        """The tasks that a component needs, if it reads from this transformer."""
+        if self._feeds(component):
+            return component.tasks
+        nlp, name = self._nlp(), getattr(component, "name", None)
+        if nlp is not None and name in self.listener_map:
+            task = STOCK_TASKS.get(nlp.get_pipe_meta(name).factory)
+            return [task] if task else []
+        return []
+
+    def _states_wanted(self) -> bool:
+        """Whether anything reads the rows: an enabled component that listens, or who asked."""
+        if "trf_data" in self.record:
+            return True
+        if self._nlp() is None:
+            return bool(self.listener_map)
+        return any(name in self.listener_map for name, _ in self.components_behind())
+
+    def _listening(self) -> list[TransformerListener]:
+        """The listening layers of the components behind this one that are enabled."""
+        names = [name for name, _ in self.components_behind()]
+        return [listener for name in names for listener in self.listener_map.get(name, [])]
+
+    def _set_widths(self) -> None:
+        """Tell the listeners how wide the rows are."""
+        if self.model.has_dim("nO"):
+            for listener in self.listeners:
+                listener.set_dim("nO", self.model.get_dim("nO"), force=True)
+
+    # spaCy assigns listener_map = {} before it links a pipeline's components anew.
+    @property
+    def listener_map(self) -> dict[str, list[TransformerListener]]:
+        """RETURNS (Dict[str, List[TransformerListener]]): Listening layers by component."""
+        return self._listener_map
+
+    @listener_map.setter
+    def listener_map(self, value: dict[str, list[TransformerListener]]) -> None:
+        self._listener_map = value
+        self.consumers = []
+        self._linked: set[int] = set()
+
+    @property
+    def listeners(self) -> list[TransformerListener]:
+        """RETURNS (List[TransformerListener]): Listening layers of the components behind it."""
+        return [listener for own in self.listener_map.values() for listener in own]
+
+    @property
+    def listening_components(self) -> list[str]:
+        """RETURNS (List[str]): Names of the components that listen."""
+        return list(self.listener_map)
+
+    def add_listener(self, listener: TransformerListener, component_name: str) -> None:
+        """Add a listening layer of a component behind it."""
+        own = self.listener_map.setdefault(component_name, [])
+        if listener not in own:
+            own.append(listener)
+        self._set_widths()
+
+    def remove_listener(self, listener: TransformerListener, component_name: str) -> bool:
+        """Remove a listening layer. RETURNS (bool): Whether it was there."""
+        if listener not in self.listener_map.get(component_name, []):
+            return False
+        self.listener_map[component_name].remove(listener)
+        if not self.listener_map[component_name]:
+            del self.listener_map[component_name]
+        return True
+
+    def find_listeners(self, component: Any) -> None:
+        """Link a component behind this one if it reads this transformer's exits, or has a layer
+        that listens to it (spacy-transformers.TransformerListener.v1).
+        """
+        self._linked.add(id(component))
+        if self._feeds(component):
+            component.transformer = self
+            self.consumers.append(component)
+        model = getattr(component, "model", None)
+        if isinstance(model, Model):
+            for node in model.walk():
+                if isinstance(node, TransformerListener) and node.upstream_name in ("*", self.name):
+                    self.add_listener(node, component.name)
+
+    def _feeds(self, component: Any) -> bool:
+        return isinstance(component, ExitConsumer) and component.upstream in ("*", self.name)
