@@ -5,7 +5,7 @@ import pytest
 import spacy
 import torch
 from conftest import TEXTS, make_encoder
-from spacy.tokens import Doc, DocBin
+from spacy.tokens import Doc, DocBin, Span
 from spacy.training import Example
 from spacy_transformers.data_classes import TransformerData
 from thinc.api import Optimizer
@@ -18,6 +18,7 @@ LISTENER = {
     "grad_factor": 1.0,
     "pooling": {"@layers": "reduce_mean.v1"},
 }
+STOCK = ["tagger", "morphologizer", "parser", "ner", "textcat", "spancat", "trainable_lemmatizer"]
 TAGS = {"Anna": "NNP", "in": "IN", "is": "VBZ", ".": "."}
 
 
@@ -37,6 +38,7 @@ def make_examples(nlp, *, heads=True, tags=True):
             annotation["heads"] = [0, *range(len(words) - 1)]
             annotation["deps"] = ["ROOT"] + ["obj"] * (len(words) - 1)
         gold = Doc(nlp.vocab, words=words, **annotation)
+        gold.spans["sc"] = [Span(gold, 0, 1, label="FIRST")]
         gold.cats = {"long": float(len(words) > 3), "short": float(len(words) <= 3)}
         examples.append(Example(Doc(nlp.vocab, words=words), gold))
     return examples
@@ -482,7 +484,7 @@ def swapped(tmp_path_factory):
     write_corpus(spacy.blank("en"), folder)
     config = init_config(
         lang="en",
-        pipeline=["tagger", "morphologizer", "parser", "ner", "textcat", "trainable_lemmatizer"],
+        pipeline=STOCK,
         optimize="efficiency",
         gpu=True,
     )
@@ -509,7 +511,7 @@ def test_a_config_of_spacy_transformers_trains(swapped, capfd):
     nlp = spacy.load(output / "model-best")
     transformer = nlp.get_pipe("transformer")
     assert transformer.tasks == ["tag", "pos", "ner"]
-    assert len(transformer.listening_components) == 6
+    assert transformer.listening_components == STOCK
     doc = nlp("Anna Smith lives in New York .")
     assert doc.has_annotation("DEP") and doc.has_annotation("TAG") and doc.cats
     assert doc._.exit_layers == [4] * 7

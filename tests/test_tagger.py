@@ -119,3 +119,14 @@ def test_a_component_that_is_off_neither_rules_nor_costs(joint, tmp_path, how):
 def test_wrong_task_is_named():
     with pytest.raises(ValueError, match="`tasks` has to be"):
         spacy.blank("en").add_pipe("earlyexit_tagger", config={"tasks": ["ner"]})
+
+
+def test_only_its_own_attributes_are_scored(encoder):
+    """Gold of an attribute that it does not set says nothing about it."""
+    nlp = spacy.blank("en")
+    model = {"@architectures": "spacy-earlyexit.MultiExitTransformer.v1", "name": encoder}
+    nlp.add_pipe("earlyexit_transformer", name="transformer", config={"model": model})
+    nlp.add_pipe("earlyexit_tagger", name="tagger", config={"tasks": ["pos"]})
+    nlp.initialize(lambda: make_examples(nlp))
+    scores = nlp.evaluate(make_examples(nlp))
+    assert scores["tag_acc"] is None and scores["pos_acc"] >= 0.0

@@ -127,3 +127,9 @@ class EarlyExitTagger(ExitConsumer):
                 free = self.overwrite | (array[tokens, column] == 0)
                 array[tokens, column] = np.where(free, values, array[tokens, column])
             doc.from_array(attributes, cast(Any, array))
+
+    def score(self, examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
+        """Scores of the registered scorer; None for an attribute that is not this tagger's."""
+        scores = super().score(examples, **kwargs)
+        others = {f"{task}_acc" for task in _ATTRIBUTES if task not in self.tasks}
+        return {key: None if key in others else value for key, value in scores.items()}
