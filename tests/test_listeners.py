@@ -387,6 +387,19 @@ def test_replace_listeners(trained_listening, tmp_path, exit):
     assert losses["ner"] > 0
 
 
+def test_heads_that_initialisation_does_not_see(encoder, trained_listening):
+    """spacy train disables sourced and frozen components while it initialises."""
+    nlp = spacy.blank("en")
+    nlp.add_pipe("earlyexit_transformer", name="transformer", config={"model": {"name": encoder}})
+    nlp.add_pipe("tagger", source=trained_listening)
+    with nlp.select_pipes(disable=["tagger"]):
+        nlp.initialize(lambda: make_examples(nlp))
+    transformer = nlp.get_pipe("transformer")
+    assert (transformer.tasks, transformer.cfg["auxiliary"]) == (["tag"], [])
+    nlp.update(make_examples(nlp), sgd=nlp.create_optimizer())
+    assert transformer.listening_components == ["tagger"]
+
+
 def test_sourcing_into_another_pipeline(trained_listening):
     nlp = spacy.blank("en")
     for name in ("transformer", "tagger", "ner"):
@@ -545,7 +558,11 @@ def test_stage_2_goes_on_with_sourced_heads(swapped, capfd):
     config.to_disk(swapped / "stage2.cfg")
     train(swapped / "stage2.cfg", swapped / "stage2")
     before, after = spacy.load(stage1), spacy.load(swapped / "stage2" / "model-last")
-    assert after.get_pipe("transformer").listening_components == names
+    transformer = after.get_pipe("transformer")
+    assert transformer.listening_components == names
+    assert transformer.cfg["auxiliary"] == []
+    with after.select_pipes(disable=["ner"]):
+        assert transformer.active_tasks == ["tag", "pos"]
     for name in ("tagger", "ner"):
         a, b = (nlp.get_pipe(name).model.to_bytes() for nlp in (before, after))
         assert a != b  # it went on learning

@@ -376,8 +376,10 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
             self._nlp = weakref.ref(nlp)
         self._scrub_config()
         examples = list(get_examples())
-        own = {task for _, pipe in self.components_behind() for task in self._tasks_of(pipe)}
         self._task_names = self.find_tasks(examples)
+        # Frozen and sourced components are disabled while spacy train initialises.
+        behind = self.components_behind(disabled=True)
+        own = {task for _, pipe in behind for task in self._tasks_of(pipe)}
         self.cfg["auxiliary"] = [task for task in self._task_names if task not in own]
         if init_from is not None:
             self._init_from(Path(init_from), labels)
@@ -402,7 +404,8 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         """
         if self._task_names is not None:
             return self._task_names
-        components = [(pipe, self._tasks_of(pipe)) for _, pipe in self.components_behind()]
+        behind = self.components_behind(disabled=True)
+        components = [(pipe, self._tasks_of(pipe)) for _, pipe in behind]
         wanted = dict.fromkeys(task for _, tasks in components for task in tasks)
         read = {task for pipe, tasks in components if self._feeds(pipe) for task in tasks}
         annotated = [

@@ -56,18 +56,20 @@ class Upstream:
             raise ValueError(Errors.E027.format(name=self.name))
         return nlp
 
-    def components_behind(self) -> list[tuple[str, Any]]:
-        """The enabled components behind this one, linked: spaCy links only what is enabled at that
-        time, so that what was enabled since (or sourced, in training) is linked here. In a worker
-        process, which has no pipeline: the components that were linked and have no model.
+    def components_behind(self, *, disabled: bool = False) -> list[tuple[str, Any]]:
+        """The components behind this one, linked: spaCy links only what is enabled at that time, so
+        that what was enabled since (or sourced, in training) is linked here. In a worker process,
+        which has no pipeline: the components that were linked and have no model.
 
+        disabled (bool): Also those that are disabled.
         RETURNS (List[Tuple[str, Any]]): Names and components, in order.
         """
         nlp = self._nlp()
         if nlp is None or not any(pipe is self for _, pipe in nlp._components):
             return [(consumer.name, consumer) for consumer in self.consumers]
         at = next(i for i, (_, pipe) in enumerate(nlp._components) if pipe is self)
-        behind = [part for part in nlp._components[at + 1 :] if part[0] not in nlp.disabled]
+        off = set() if disabled else set(nlp.disabled)
+        behind = [part for part in nlp._components[at + 1 :] if part[0] not in off]
         for _, pipe in behind:
             if id(pipe) not in self._linked:
                 self.find_listeners(pipe)
