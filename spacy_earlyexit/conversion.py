@@ -1,0 +1,442 @@
+"""Conversion of a pipeline that uses spacy-transformers: same encoder and heads, with exits."""
+
+import copy
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import spacy
+from spacy.language import Language
+from spacy.tokens import Doc
+from spacy.training import Example
+from spacy.training.loop import train as spacy_train
+from spacy.util import fix_random_seed
+from spacy_transformers import Transformer
+from spacy_transformers.layers import TransformerModel
+from wasabi import msg
+
+from .architectures import module_of
+from .encoders.families import FAMILIES, SUPPORTED
+from .errors import Errors
+from .evaluation import component_scores, depth_scores, find_transformer
+from .pipeline.transformer import EarlyExitTransformer
+from .training.own_labels import prepare, read, tokens_of
+
+FULL = "full"
+LABELS = ("fill", "gold", "own")
+# In stage 1 only linear classifiers learn, which bear the rate that configs/joint.cfg gives them.
+STAGE1_RATE = 3e-4
+OFFRAMP_LR_SCALE = 10.0
+SELF_SAMPLING = {
+    "@misc": "spacy-earlyexit.SelfSampling.v1",
+    "windows": [1, 2, 3, 4, 5, 6, 7],
+    "thresholds": [0.01, 0.03, 0.05, 0.1, 0.15, 0.2, 0.25],
+    "aggressive": 0.2,
+    "full_depth": 0.4,
+}
+
+
+@dataclass
+class System:
+    """What is compared: a pipeline, and how its words leave (nothing to set for the original)."""
+
+    name: str
+    nlp: Language
+    transformer: EarlyExitTransformer | None = None
+    setting: str | None = None
+
+
+def convert(
+    pipeline: str | Path,
+    train_path: Path,
+    output: Path,
+    *,
+    dev_path: Path | None = None,
+    labels: str = "fill",
+    stage1_steps: int = 200,
+    stage2_steps: int = 400,
+    batch_words: int = 400,
+    learn_rate: float = 5e-5,
+    speedups: Sequence[float] = (2.0, 3.0, 4.0),
+    point: str = "2x",
+    repeats: int = 3,
+    seed: int = 0,
+    gpu_id: int = -1,
+    force: bool = False,
+) -> list[dict[str, Any]]:
+    """Convert a pipeline that uses spacy-transformers and write it to a folder.
+
+    Stage 1 trains the off-ramps alone: at full depth the pipeline predicts as before. Stage 2
+    (self-sampling) trains encoder and listening components too, which have never seen rows of
+    shallow layers. All other components stay as they are.
+
+    pipeline (Union[str, Path]): What spacy.load takes.
+    train_path (Path): Training data (.spacy). Its tokens are taken as they are.
+    output (Path): The folder; written in full or not at all.
+    dev_path (Optional[Path]): Dev data (.spacy). None: a tenth of the training data.
+    labels (str): "fill", "gold" or "own"; see prepare.
+    stage1_steps, stage2_steps (int): Steps of both stages; without stage 2, only the off-ramps are
+        new.
+    batch_words (int): Words of a training batch.
+    learn_rate (float): Of stage 2.
+    speedups (Sequence[float]): MAC speed-ups of the operating points.
+    point (str): The operating point in force in the new pipeline, or "full".
+    repeats (int): Timed rounds; 0 for scores only.
+    seed, gpu_id (int): As in `spacy train`.
+    force (bool): Replace the output if it exists.
+    RETURNS (List[Dict[str, Any]]): A row each for the original, the new pipeline at full depth and
+        at its points: system, in_force, scores, exit_layer_mean, exit_speedup (MACs), and if timed
+        words_per_second (median), spread (its least and greatest), wall_speedup.
+    RAISES (ValueError): If the pipeline, the data or a setting does not fit.
+    """
+    check_settings(labels, speedups, point, learn_rate)
+    check_output(output, force)
+    original = spacy.load(pipeline)
+    name = find_stock(original)
+    with beside(output) as folder:
+        prepare(original, name, train_path, dev_path, folder, labels=labels, seed=seed)
+        fix_random_seed(seed)
+        nlp = spacy.load(pipeline)
+        source_config = sections(nlp)
+        swap(nlp, name, read(folder / "train.spacy", nlp.vocab), speedups, folder / "encoder")
+
+        settings: dict[str, Any] = {
+            "folder": folder,
+            "batch_words": batch_words,
+            "seed": seed,
+            "gpu_id": gpu_id,
+        }
+        msg.divider("Stage 1: the off-ramps")
+        nlp = train_offramps(nlp, steps=stage1_steps, **settings)
+        if stage2_steps:
+            msg.divider("Stage 2: self-sampling")
+            nlp = train_all(nlp, steps=stage2_steps, learn_rate=learn_rate, **settings)
+
+        transformer = find_transformer(nlp)
+        if point != FULL and point not in transformer.points:
+            msg.warn(Errors.E036.format(point=point, points=", ".join([FULL, *transformer.points])))
+            point = FULL
+        systems = [System("original", original), System("full depth", nlp, transformer, FULL)]
+        systems += [System(at, nlp, transformer, at) for at in transformer.points]
+        rows = compare(systems, folder / "dev.spacy", repeats=repeats)
+        in_force = "full depth" if point == FULL else point
+        for row in rows:
+            row["in_force"] = row["system"] == in_force
+
+        transformer.exit = None if point == FULL else point
+        # How this command trained is of no use to anybody: its data are gone.
+        for section, value in source_config.items():
+            nlp.config[section] = value
+        nlp.to_disk(folder / "pipeline")
+        put(folder / "pipeline", output, folder / "replaced")
+    return rows
+
+
+def check_settings(labels: str, speedups: Sequence[float], point: str, learn_rate: float) -> None:
+    """RAISES (ValueError): If a setting is impossible."""
+    if labels not in LABELS:
+        expected = f"one of {', '.join(LABELS)}"
+        raise ValueError(Errors.E019.format(setting="labels", expected=expected, value=labels))
+    if not speedups or min(speedups) <= 1:
+        raise ValueError(
+            Errors.E019.format(setting="speedups", expected="numbers > 1", value=list(speedups))
+        )
+    names = [FULL, *(f"{speedup:g}x" for speedup in speedups)]
+    if point not in names:
+        expected = f"one of {', '.join(names)}"
+        raise ValueError(Errors.E019.format(setting="point", expected=expected, value=point))
+    if learn_rate <= 0:
+        raise ValueError(Errors.E019.format(setting="learn_rate", expected="> 0", value=learn_rate))
+
+
+def check_output(output: Path, force: bool) -> None:
+    """RAISES (ValueError): If something is there that must not be replaced."""
+    if output.is_dir() and (force or not any(output.iterdir())):
+        return
+    if output.exists():
+        raise ValueError(Errors.E030.format(path=output))
+
+
+def find_stock(nlp: Language) -> str:
+    """The spacy-transformers component of a pipeline that can be converted.
+
+    nlp (Language): The pipeline.
+    RETURNS (str): Its name.
+    RAISES (ValueError): If there is not exactly one, nothing listens to it, or its encoder is not
+        supported.
+    """
+    components = ", ".join(
+        f"{name} ({nlp.get_pipe_meta(name).factory})" for name in nlp.component_names
+    )
+    if any(isinstance(pipe, EarlyExitTransformer) for _, pipe in nlp.components):
+        raise ValueError(Errors.E031.format(components=components))
+    stock = {name: pipe for name, pipe in nlp.pipeline if isinstance(pipe, Transformer)}
+    if len(stock) != 1:
+        raise ValueError(Errors.E032.format(n=len(stock), components=components or "nothing"))
+    ((name, transformer),) = stock.items()
+    if not transformer.listening_components:
+        copies = [
+            other
+            for other, pipe in nlp.pipeline
+            if other != name and any(isinstance(node, TransformerModel) for node in _layers(pipe))
+        ]
+        raise ValueError(
+            Errors.E033.format(
+                name=name, components=components, copies=", ".join(copies) or "none of them"
+            )
+        )
+    model: Any = transformer.model
+    family = model.transformer.config.model_type
+    if family not in FAMILIES:
+        raise ValueError(
+            Errors.E037.format(
+                name=name, encoder=model.attrs["name"], family=family, supported=SUPPORTED
+            )
+        )
+    return name
+
+
+def _layers(pipe: Any) -> Iterable[Any]:
+    model: Any = getattr(pipe, "model", None)
+    return model.walk() if hasattr(model, "walk") else ()
+
+
+@contextmanager
+def beside(output: Path) -> Iterator[Path]:
+    """A folder beside the output, so that a rename brings the result in place; removed at the end,
+    whatever happens.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent)
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def put(new: Path, output: Path, old: Path) -> None:
+    """Rename a folder to the output; what is there is moved away first, and back on failure."""
+    replaces = output.exists()
+    if replaces:
+        output.rename(old)
+    try:
+        new.rename(output)
+    except OSError:
+        if replaces:
+            old.rename(output)
+        raise
+
+
+def sections(nlp: Language) -> dict[str, Any]:
+    """What a pipeline's config says of its own training."""
+    return {
+        key: copy.deepcopy(nlp.config[key])
+        for key in ("paths", "corpora", "training")
+        if key in nlp.config
+    }
+
+
+def swap(
+    nlp: Language, name: str, docs: Sequence[Doc], speedups: Sequence[float], folder: Path
+) -> EarlyExitTransformer:
+    """Put an earlyexit_transformer with the same encoder where the stock one is. At full depth it
+    gives the same rows, so that the components behind it predict as before. The exceptions are
+    what spacy-transformers does otherwise: tokens like "n't", which its tokenizer meets together
+    with the word before; tokens in several overlapping spans, of which it pools all rows; spans
+    longer than the encoder takes, which it cuts off.
+
+    nlp (Language): The pipeline; changed.
+    name (str): Its transformer.
+    docs (Sequence[Doc]): Training data, from which the off-ramps get tasks and labels.
+    speedups (Sequence[float]): Of the operating points.
+    folder (Path): Where encoder and tokenizer can be written for a while.
+    RETURNS (EarlyExitTransformer): The new component, not trained yet.
+    """
+    stock: Any = nlp.get_pipe(name)
+    block = nlp.config.interpolate()["components"][name]
+    stock.model.transformer.save_pretrained(folder)
+    stock.model.tokenizer.save_pretrained(folder)
+    config = {
+        "self_sampling": SELF_SAMPLING,
+        "max_batch_items": block["max_batch_items"],
+        "set_extra_annotations": block["set_extra_annotations"],
+        "model": {
+            "@architectures": "spacy-earlyexit.MultiExitTransformer.v1",
+            "name": block["model"]["name"],
+            "get_spans": block["model"]["get_spans"],
+            "tokenizer_config": block["model"]["tokenizer_config"],
+            "transformer_config": block["model"].get("transformer_config", {}),
+            "encoder_lr_scale": 1.0,
+            "offramp_lr_scale": OFFRAMP_LR_SCALE,
+        },
+        "scorer": {
+            "@scorers": "spacy-earlyexit.exit_scorer.v1",
+            "speedups": list(speedups),
+            "window": 2,
+        },
+    }
+    transformer: Any = nlp.replace_pipe(name, "earlyexit_transformer", config=config)
+    # The name that is stored stays that of the encoder it came from; what it holds is fine-tuned.
+    transformer.model.attrs["name"] = str(folder)
+    try:
+        transformer.initialize(lambda: [Example(tokens_of(doc), doc) for doc in docs], nlp=nlp)
+    finally:
+        transformer.model.attrs["name"] = block["model"]["name"]
+    return transformer
+
+
+def train_offramps(nlp: Language, *, steps: int, folder: Path, **settings: Any) -> Language:
+    """Stage 1. RETURNS (Language): The best checkpoint, in which nothing but off-ramps is new."""
+    transformer = find_transformer(nlp)
+    transformer.self_sampling = None
+    # Not a rate of 0: no gradient has to go through the encoder, nor counts when it is clipped.
+    module_of(transformer.model).encoder.requires_grad_(False)
+    return train(
+        nlp, [transformer.name], steps=steps, rate=STAGE1_RATE, folder=folder, stage=1, **settings
+    )
+
+
+def train_all(
+    nlp: Language, *, steps: int, learn_rate: float, folder: Path, **settings: Any
+) -> Language:
+    """Stage 2. RETURNS (Language): The best checkpoint."""
+    transformer = find_transformer(nlp)
+    learning = [transformer.name, *transformer.listening_components]
+    return train(nlp, learning, steps=steps, rate=learn_rate, folder=folder, stage=2, **settings)
+
+
+def train(
+    nlp: Language,
+    learning: Sequence[str],
+    *,
+    steps: int,
+    rate: float,
+    folder: Path,
+    stage: int,
+    batch_words: int,
+    seed: int,
+    gpu_id: int,
+) -> Language:
+    """Train with spaCy's loop, choosing the checkpoint by exit_score.
+
+    nlp (Language): The pipeline; changed.
+    learning (Sequence[str]): The components that learn, the transformer first.
+    folder (Path): With train.spacy and dev.spacy; checkpoints go into it.
+    RETURNS (Language): The best checkpoint.
+    """
+    front = nlp.pipe_names[: nlp.pipe_names.index(learning[0])]
+    scorer = nlp.get_pipe_config(learning[0])["scorer"]
+    shown = {f"exit_score_{speedup:g}x": 0.0 for speedup in scorer["speedups"]}
+    weights = {  # null: not a number, or not of interest
+        key: None if weight is None else 0.0
+        for key, weight in nlp.config["training"]["score_weights"].items()
+    }
+    corpora = {
+        part: {"@readers": "spacy-earlyexit.GoldTokens.v1", "path": str(folder / f"{part}.spacy")}
+        for part in ("train", "dev")
+    }
+    nlp.config["corpora"] = corpora
+    nlp.config["training"] = {
+        "train_corpus": "corpora.train",
+        "dev_corpus": "corpora.dev",
+        "seed": seed,
+        "gpu_allocator": "pytorch" if gpu_id >= 0 else None,
+        "dropout": 0.1,
+        "accumulate_gradient": 1,
+        "patience": 0,
+        "max_epochs": 0,
+        "max_steps": steps,
+        "eval_frequency": -(-steps // 4),
+        "frozen_components": [name for name in nlp.pipe_names if name not in learning],
+        # The span getter may need what they say, such as sentences.
+        "annotating_components": front,
+        "before_to_disk": None,
+        "before_update": None,
+        "batcher": {
+            "@batchers": "spacy.batch_by_words.v1",
+            "size": batch_words,
+            "tolerance": 0.2,
+            "discard_oversize": False,
+            "get_length": None,
+        },
+        "optimizer": {
+            "@optimizers": "Adam.v1",
+            "beta1": 0.9,
+            "beta2": 0.999,
+            "L2_is_weight_decay": True,
+            "L2": 0.01,
+            "grad_clip": 1.0,
+            "use_averages": False,
+            "eps": 1e-8,
+            "learn_rate": {
+                "@schedules": "warmup_linear.v1",
+                "warmup_steps": steps // 10,
+                "total_steps": steps,
+                "initial_rate": rate,
+            },
+        },
+        "logger": {
+            "@loggers": "spacy-earlyexit.ConsoleLogger.v1",
+            "progress_bar": "eval",
+            "console_output": True,
+            "output_file": None,
+        },
+        "score_weights": {**weights, **shown, "exit_score": 1.0},
+    }
+    path = folder / f"stage{stage}"
+    path.mkdir()
+    spacy_train(nlp, path, use_gpu=gpu_id)
+    return spacy.load(path / "model-best")
+
+
+def compare(systems: Sequence[System], dev_path: Path, *, repeats: int) -> list[dict[str, Any]]:
+    """Score and time the original and the new pipeline, interleaved, on the same tokens, as
+    evaluation.compare_settings does for the settings of one pipeline.
+
+    systems (Sequence[System]): The first is the original, what wall-clock speed-ups compare with.
+    dev_path (Path): Dev data.
+    repeats (int): Timed rounds after one that warms up and gives the scores.
+    RETURNS (List[Dict[str, Any]]): See convert.
+    """
+    transformer = systems[1].transformer
+    assert transformer is not None
+    behind = [name for name, _ in transformer.components_behind()]
+    gold = {id(system.nlp): read(dev_path, system.nlp.vocab) for system in systems}
+    n_words = sum(map(len, gold[id(systems[0].nlp)]))
+    seconds: dict[str, list[float]] = {system.name: [] for system in systems}
+    rows = []
+    for repeat in range(repeats + 1):
+        for system in systems:
+            references = gold[id(system.nlp)]
+            docs = [tokens_of(doc) for doc in references]
+            own = system.transformer
+            with own.use(system.setting) if own is not None else nullcontext():
+                start = time.perf_counter()
+                docs = list(system.nlp.pipe(docs))
+                elapsed = time.perf_counter() - start
+            if repeat:
+                seconds[system.name].append(elapsed)
+                continue
+            scored = [Example(*pair) for pair in zip(docs, references, strict=True)]
+            components = [(name, system.nlp.get_pipe(name)) for name in behind]
+            full = {"exit_layer_mean": float(transformer.n_layers), "exit_speedup": 1.0}
+            rows.append(
+                {
+                    "system": system.name,
+                    "scores": component_scores(components, system.nlp, scored)[0],
+                    **(full if own is None else depth_scores(scored)),
+                }
+            )
+    if repeats:
+        base = statistics.median(seconds[systems[0].name])
+        for row, times in zip(rows, seconds.values(), strict=True):
+            row["words_per_second"] = n_words / statistics.median(times)
+            row["spread"] = [n_words / max(times), n_words / min(times)]
+            row["wall_speedup"] = base / statistics.median(times)
+    return rows
