@@ -87,7 +87,7 @@ def evaluate(
                 msg.warn(f"{name} left out: {error}")
                 continue
             dev_scores[name], settings[name] = found, found.criterion
-            msg.info(f"{name}: {found.criterion} found on dev")
+            msg.info(f"{name}: {found.criterion}, from dev")
     rows = compare_settings(nlp, transformer, test, settings, repeats=repeats)
     for row in rows:
         on_dev = dev_scores[row["setting"]]

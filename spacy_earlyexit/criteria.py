@@ -87,7 +87,8 @@ class _Threshold:
         return self.threshold
 
     def __repr__(self) -> str:
-        settings = ", ".join(f"{name}={value}" for name, value in vars(self).items())
+        short = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in vars(self).items()}
+        settings = ", ".join(f"{name}={value}" for name, value in short.items())
         return f"{type(self).__name__}({settings})"
 
     def checks(self, layer: int) -> bool:
