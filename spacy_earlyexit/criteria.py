@@ -24,10 +24,8 @@ class Words(Protocol):
 class ExitCriterion(Protocol):
     """Decides at every layer but the last, where everything leaves.
 
-    needs_tasks (bool): Whether it goes by the off-ramps' uncertainty.
+    One that does not go by the off-ramps' uncertainty says so with needs_tasks = False.
     """
-
-    needs_tasks: bool
 
     def checks(self, layer: int) -> bool:
         """Whether anything can leave at this layer (from 1). If not, its off-ramp is not run."""
@@ -75,8 +73,6 @@ def unit_max(uncertainty: Tensor, words: Words) -> Tensor:
 
 class _Threshold:
     """One threshold, or one per layer; 0 lets nothing leave."""
-
-    needs_tasks = True
 
     def __init__(self, threshold: float | Sequence[float]):
         self.threshold = threshold

@@ -84,7 +84,7 @@ class ExitSetting:
                 points = ", ".join(["full", *self.points])
                 raise ValueError(Errors.E009.format(name=value, points=points))
             value = _criterion(self.points[value]["exit"])
-        if value.needs_tasks and not self.tasks:
+        if getattr(value, "needs_tasks", True) and not self.tasks:
             raise ValueError(Errors.E023.format(criterion=value, name=self.name))
         value.validate(self.n_layers)  # type: ignore[union-attr]
         return value  # type: ignore[return-value]

@@ -55,8 +55,6 @@ class SelfSampling:
 class SampledExit:
     """TOKEE with a threshold and a window per unit of the original batch, shapes (n_units,)."""
 
-    needs_tasks = True
-
     def __init__(self, threshold: Tensor, window: Tensor):
         self.threshold = threshold
         self.window = window
