@@ -571,8 +571,7 @@ def test_stage_2_goes_on_with_sourced_heads(swapped, capfd):
 
 @pytest.mark.slow
 def test_assemble_and_debug_model(swapped, tmp_path, capfd):
-    from spacy.cli.assemble import assemble_cli
-    from spacy.cli.debug_model import debug_model_cli
+    from spacy.cli._util import app
     from spacy.cli.train import train
     from spacy.util import load_config
     from typer.testing import CliRunner
@@ -584,9 +583,6 @@ def test_assemble_and_debug_model(swapped, tmp_path, capfd):
     for name in config["nlp"]["pipeline"]:
         config["components"][name] = {"source": str(stage1)}
     config.to_disk(tmp_path / "assemble.cfg")
-    del assemble_cli, debug_model_cli
-    from spacy.cli._util import app
-
     result = CliRunner().invoke(
         app, ["assemble", str(tmp_path / "assemble.cfg"), str(tmp_path / "assembled")]
     )
