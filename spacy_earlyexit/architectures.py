@@ -21,9 +21,9 @@ from transformers import AutoTokenizer
 
 from .criteria import ExitCriterion
 from .encoders import load_encoder
-from .engine import MultiExitModule, full_depth_macs, run
+from .engine import EngineOutput, MultiExitModule, Rules, full_depth_macs, run
 from .errors import Errors
-from .offramps import OffRamps
+from .offramps import OffRamps, uncertainty
 from .pieces import Pieces, PieceTokenizer, piece_encoder
 from .shim import MultiExitShim
 from .spans import SpanGetter
@@ -38,7 +38,9 @@ class Request:
     """What to run: the documents, and how far.
 
     criterion (Optional[ExitCriterion]): Who leaves when; None for full depth.
-    sampler (Optional[Callable]): Instead of a criterion, makes one for a number of units (stage 2).
+    sampler (Optional[Callable]): Instead of a criterion, makes one for a number of units, and, if
+        there is a teacher, its uncertainties (stage 2).
+    teacher (Optional[MultiExitModule]): In training: a frozen module to ask at full depth.
     tasks (Optional[Sequence[str]]): The tasks that are scored and rule the exit; None for all.
     max_rows (int): The budget of rows of one batch in prediction.
     states (bool): Return the rows at exit, for listeners.
@@ -46,7 +48,8 @@ class Request:
 
     docs: list[Doc]
     criterion: ExitCriterion | None = None
-    sampler: Callable[[int], ExitCriterion] | None = None
+    sampler: Callable[..., ExitCriterion] | None = None
+    teacher: MultiExitModule | None = None
     tasks: Sequence[str] | None = None
     max_rows: int = 4096
     states: bool = False
@@ -65,6 +68,8 @@ class MultiExitOutput:
     layer_scores (List[Tuple[int, Tensor, Tensor]]): In training: layer, words, scores with graph.
     states (Optional[Tensor]): Rows at exit in the pieces' order, shape (n_rows, H), if asked for;
         in training with graph.
+    teacher_scores (Optional[Tensor]): In training: the teacher's last scores, if there is one,
+        shape (n_words, n_classes).
     """
 
     pieces: Pieces
@@ -76,6 +81,7 @@ class MultiExitOutput:
     macs_full: np.ndarray
     layer_scores: list[tuple[int, Tensor, Tensor]]
     states: Tensor | None = None
+    teacher_scores: Tensor | None = None
 
 
 Backprop = Callable[..., list]
@@ -90,6 +96,11 @@ def MultiExitTransformer(
     transformer_config: dict[str, Any],
     encoder_lr_scale: float,
     offramp_lr_scale: float,
+    special_share: float = 0.0,
+    reach: int | None = None,
+    renorm: bool = False,
+    mean_pieces: bool = False,
+    mixed_precision: bool = False,
 ) -> Model[list[Doc] | Request, MultiExitOutput]:
     """A pretrained encoder with an off-ramp per layer
     (registered as spacy-earlyexit.MultiExitTransformer.v1).
@@ -100,6 +111,10 @@ def MultiExitTransformer(
         when the encoder is loaded, for example {"hidden_dropout_prob": 0.2}.
     encoder_lr_scale, offramp_lr_scale (float): Factors on the optimiser's learning rate. The
         paper's code gives off-ramps ten times the encoder's rate.
+    special_share, reach, renorm, mean_pieces: What follows from a word's exit, see engine.Rules.
+        The defaults are the paper's. A pipeline keeps what it was trained with in its config.
+    mixed_precision (bool): Train with bfloat16 products, which saves time on a processor that has
+        them. Prediction is in float32 either way.
     RETURNS (Model): The model. Its shapes are known after `initialize` or `from_bytes`.
     RAISES (ValueError): If a setting is impossible.
     """
@@ -109,12 +124,20 @@ def MultiExitTransformer(
     ):
         if value < 0:
             raise ValueError(Errors.E019.format(setting=setting, expected=">= 0", value=value))
+    if not 0 <= special_share <= 1:
+        expected = "in [0, 1] (a share of a unit's words)"
+        raise ValueError(
+            Errors.E019.format(setting="special_share", expected=expected, value=special_share)
+        )
+    if reach is not None and reach < 0:
+        expected = "a number of words >= 0, or null"
+        raise ValueError(Errors.E019.format(setting="reach", expected=expected, value=reach))
     return Model(
         _NAME,
         _forward,
         init=_init,
         layers=[piece_encoder(get_spans)],
-        shims=[MultiExitShim(encoder_lr_scale, offramp_lr_scale)],
+        shims=[MultiExitShim(encoder_lr_scale, offramp_lr_scale, mixed_precision)],
         dims={"nO": None},
         attrs={
             "name": name,
@@ -122,6 +145,8 @@ def MultiExitTransformer(
             "transformer_config": transformer_config,
             "dropout_rate": 0.0,  # set by thinc's set_dropout_rate
             "classes": {},
+            # Not among what thinc saves: the config has the say.
+            "rules": Rules(special_share, reach, renorm, mean_pieces),
             "replace_listener": replace_listener,
             "replace_listener_cfg": replace_listener_cfg,
         },
@@ -201,17 +226,19 @@ def _forward(
     tasks = list(module.offramps.classes) if request.tasks is None else list(request.tasks)
     if is_train:
         module.offramps.dropout.p = model.attrs["dropout_rate"]
-        return _train(module, pieces, request, tasks)
+        return _train(module, pieces, request, tasks, model)
     with torch.inference_mode():
-        return _predict(module, pieces, request, tasks), _no_backprop
+        return _predict(module, pieces, request, tasks, model.attrs["rules"]), _no_backprop
 
 
 def _predict(
-    module: MultiExitModule, pieces: Pieces, request: Request, tasks: list[str]
+    module: MultiExitModule, pieces: Pieces, request: Request, tasks: list[str], rules: Rules
 ) -> MultiExitOutput:
     output = _empty_output(module, pieces, request, tasks)
     for units in pieces.batches(request.max_rows):
-        batch, out = run(module, pieces, units, request.criterion, tasks, states=request.states)
+        batch, out = run(
+            module, pieces, units, request.criterion, tasks, rules=rules, states=request.states
+        )
         if output.states is not None and out.states is not None:
             output.states[batch.upload(batch.pieces_row)] = out.states
         words = batch.pieces_word
@@ -223,18 +250,28 @@ def _predict(
 
 
 def _train(
-    module: MultiExitModule, pieces: Pieces, request: Request, tasks: list[str]
+    module: MultiExitModule, pieces: Pieces, request: Request, tasks: list[str], model: Model
 ) -> tuple[MultiExitOutput, Backprop]:
     output = _empty_output(module, pieces, request, tasks)
+    ask = functools.partial(
+        run,
+        pieces=pieces,
+        tasks=tasks,
+        rules=model.attrs["rules"],
+        every_offramp=True,
+        mixed_precision=cast(MultiExitShim, model.shims[0]).mixed_precision,
+    )
     if pieces.n_units:
         units = np.argsort(np.diff(pieces.unit_starts), kind="stable")
+        taught = None
+        if request.teacher is not None:
+            with torch.no_grad():
+                _, taught = ask(request.teacher, units=units, criterion=None)
         criterion = request.criterion
         if request.sampler is not None:
-            criterion = request.sampler(len(units))
+            criterion = request.sampler(len(units), _doubts(taught, output.slices))
         module.train()
-        batch, out = run(
-            module, pieces, units, criterion, tasks, every_offramp=True, states=request.states
-        )
+        batch, out = ask(module, units=units, criterion=criterion, states=request.states)
         module.eval()
         words = batch.pieces_word
         index = batch.upload(words)
@@ -243,6 +280,8 @@ def _train(
         output.macs[units] = out.macs
         if out.states is not None:
             output.states = out.states[batch.upload(np.argsort(batch.pieces_row))]
+        if taught is not None:
+            output.teacher_scores = taught.scores[batch.upload(np.argsort(words))]
 
     def backprop(
         loss: Tensor | None, d_states: Tensor | None = None, keep_graph: bool = False
@@ -259,6 +298,13 @@ def _train(
         return []
 
     return output, backprop
+
+
+def _doubts(taught: EngineOutput | None, slices: Mapping[str, slice]) -> list[Tensor] | None:
+    """The teacher's uncertainties, per layer, shape (n_words,)."""
+    if taught is None:
+        return None
+    return [uncertainty(scores, slices) for _, _, scores in taught.layer_scores]
 
 
 def _no_backprop(*_: Any, **__: Any) -> list:
@@ -310,6 +356,10 @@ def Tok2VecMultiExit(
     offramp_lr_scale: float,
     pooling: Model[Ragged, Floats2d],
     grad_factor: float = 1.0,
+    special_share: float = 0.0,
+    reach: int | None = None,
+    renorm: bool = False,
+    mean_pieces: bool = False,
 ) -> Model[list[Doc], list[Floats2d]]:
     """A multi-exit transformer as the tok2vec layer of one component
     (registered as spacy-earlyexit.Tok2VecMultiExit.v1; follows
@@ -318,13 +368,22 @@ def Tok2VecMultiExit(
     Its off-ramps decide with the exit setting that the transformer had when it was put in; they are
     not trained any more.
 
-    name, get_spans, tokenizer_config, transformer_config, encoder_lr_scale, offramp_lr_scale: As
-        for MultiExitTransformer.
+    name, get_spans, tokenizer_config, transformer_config, encoder_lr_scale, offramp_lr_scale,
+        special_share, reach, renorm, mean_pieces: As for MultiExitTransformer.
     pooling (Model): Makes one vector of a token's pieces.
     grad_factor (float): Factor on the gradient from the component.
     """
     transformer = MultiExitTransformer(
-        name, get_spans, tokenizer_config, transformer_config, encoder_lr_scale, offramp_lr_scale
+        name,
+        get_spans,
+        tokenizer_config,
+        transformer_config,
+        encoder_lr_scale,
+        offramp_lr_scale,
+        special_share,
+        reach,
+        renorm,
+        mean_pieces,
     )
     return chain(states_at_exit(transformer, None), trfs2arrays(pooling, grad_factor))
 

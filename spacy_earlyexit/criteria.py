@@ -9,16 +9,24 @@ from torch import Tensor
 
 from .errors import Errors
 
+UNIT_GAP = 2**30  # no window reaches as far
+
 
 class Words(Protocol):
     """What a criterion sees of the words that are still in the batch.
 
     word_unit (Tensor): The unit (from 0) of each word, non-decreasing, shape (n_words,).
     n_units (int): Units still in the batch.
+    word_gap (Tensor): How many places each word lies behind the one before it, 1 unless words in
+        between have left the batch; UNIT_GAP at the start of a unit, but 0 at the first of all;
+        shape (n_words,).
+    n_gaps (int): How many of these are larger than 1.
     """
 
     word_unit: Tensor
     n_units: int
+    word_gap: Tensor
+    n_gaps: int
 
 
 class ExitCriterion(Protocol):
@@ -48,7 +56,8 @@ def window_max(uncertainty: Tensor, words: Words, window: int) -> Tensor:
     """The largest uncertainty among a word and its neighbours in the same unit.
 
     max {u_i : |i - j| <= k} (paper section 3.3). The words of all units lie in one row with gaps
-    of k words between units that hold -inf, so that a window never sees the next unit.
+    of k words between units that hold -inf, so that a window never sees the next unit. Words that
+    have left the batch hold -inf, too.
 
     uncertainty (Tensor): shape (n_words,).
     words (Words): Where the words lie.
@@ -57,8 +66,8 @@ def window_max(uncertainty: Tensor, words: Words, window: int) -> Tensor:
     """
     if window == 0 or len(uncertainty) == 0:
         return uncertainty
-    at = torch.arange(len(uncertainty), device=uncertainty.device) + words.word_unit * window
-    row = uncertainty.new_full((len(uncertainty) + words.n_units * window,), float("-inf"))
+    at = words.word_gap.clamp(max=window + 1).cumsum(0)
+    row = uncertainty.new_full((len(uncertainty) + words.n_gaps * window,), float("-inf"))
     row[at] = uncertainty
     pooled = F.max_pool1d(row[None, None], 2 * window + 1, stride=1, padding=window)
     return pooled[0, 0, at]

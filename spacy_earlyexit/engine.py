@@ -15,8 +15,9 @@ In each layer
 3. output product, feed-forward and norms see the active rows only; the halted rows are copied as
    they are, and go on serving as keys and values (halt-and-copy);
 4. the off-ramp scores all words of the batch, the criterion says which leave, and their rows halt.
-   Special pieces stay active as long as a word of their unit does;
-5. units without an active word are finished: their rows leave the batch.
+   Special pieces stay active as long as a word of their unit does, unless `Rules` say otherwise;
+5. words out of reach of every active word, by default all of a unit without one, are finished:
+   their rows leave the batch.
 
 Bookkeeping is done on the host in numpy, without a loop over words; the device is asked once per
 layer (which words leave). Training and prediction share this code: everything is differentiable
@@ -33,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .criteria import ExitCriterion
+from .criteria import UNIT_GAP, ExitCriterion
 from .encoders import Encoder, EncoderConfig, EncoderLayer
 from .offramps import OffRamps, uncertainty
 from .pieces import Pieces, ranges
@@ -46,6 +47,29 @@ class MultiExitModule(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.offramps = offramps
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What follows from a word's exit, and what its off-ramp sees. The defaults are the paper's.
+
+    special_share (float): A unit's special pieces halt when at most this share of its words is
+        active.
+    reach (Optional[int]): Halted words that are further than this many words from every active one
+        of their unit leave the batch, and windows take them for certain. None: they go on serving
+        as keys and values as long as a word of their unit is active.
+    renorm (bool): Halted rows are copied as they were before their layer's last norm, which each
+        later layer applies anew (the released code's second stage); else as they left it.
+    mean_pieces (bool): The off-ramps see the mean of a word's pieces, not its first one.
+    """
+
+    special_share: float = 0.0
+    reach: int | None = None
+    renorm: bool = False
+    mean_pieces: bool = False
+
+
+PAPER = Rules()
 
 
 @dataclass
@@ -70,14 +94,17 @@ class EngineOutput:
 
 
 class Batch:
-    """The units still in the batch: where their rows and words lie. Shrinks as units finish.
+    """The words still in the batch: where they and their rows lie. Shrinks as words finish.
 
     *_id arrays say which row, word or unit of the original batch this was.
     """
 
-    def __init__(self, pieces: Pieces, units: np.ndarray, device: torch.device):
+    def __init__(
+        self, pieces: Pieces, units: np.ndarray, device: torch.device, rules: Rules = PAPER
+    ):
         """pieces (Pieces): Packed pieces of many units.
         units (ndarray): The units of this batch, shortest first.
+        rules (Rules): What follows from a word's exit.
         """
         lengths = np.diff(pieces.unit_starts)[units]
         rows = ranges(pieces.unit_starts[units], lengths)
@@ -85,6 +112,8 @@ class Batch:
         words = ranges(pieces.word_starts[units], n_words)
         starts = np.cumsum(lengths) - lengths
         self.device = device
+        self.rules = rules
+        self.least_active = rules.special_share * n_words  # words; at or below, special pieces halt
         self.pieces_word = words  # index into the pieces' words
         self.pieces_row = rows
         self.ids = self.upload(pieces.ids[rows])
@@ -131,6 +160,11 @@ class Batch:
         self.word_row_host = word_row
         self.word_row = self.upload(word_row)
         self.n_words = np.bincount(word_unit, minlength=self.n_units)
+        gap = np.diff(word_id, prepend=word_id[:1])
+        gap[np.flatnonzero(np.diff(word_unit)) + 1] = UNIT_GAP
+        self.word_gap_host = gap
+        self.word_gap = self.upload(gap)
+        self.n_gaps = int((gap > 1).sum())
         self._plan(active)
 
     def upload(self, index: np.ndarray) -> Tensor:
@@ -139,44 +173,83 @@ class Batch:
     def _plan(self, active: np.ndarray) -> None:
         """Set which words are active, shape (n_words,), and with them rows and groups."""
         self.active = active
-        row_active = np.ones(len(self.row_word), dtype=bool)
-        is_word = self.row_word >= 0
-        row_active[is_word] = active[self.row_word[is_word]]
-        rows = np.flatnonzero(row_active)
+        n_active_words = np.bincount(self.word_unit_host[active], minlength=self.n_units)
         row_unit = np.repeat(np.arange(self.n_units), self.lengths)
+        special_active = n_active_words > self.least_active[self.unit_id]
+        row_active = np.where(self.row_word >= 0, active[self.row_word], special_active[row_unit])
+        rows = np.flatnonzero(row_active)
         self.n_active = np.bincount(row_unit[rows], minlength=self.n_units)
         self.active_rows = None if row_active.all() else self.upload(rows)
         self.groups = list(self._plan_groups())
 
     def leave(self, leaving: np.ndarray) -> np.ndarray | None:
-        """Halt words, and take units without an active word out of the batch.
+        """Halt words, and take those out of the batch that no active word reaches any more.
 
         leaving (ndarray): The words that leave, shape (n_words,), bool.
-        RETURNS (Optional[ndarray]): Which rows stay, shape (n_rows,), bool; None if all do.
+        RETURNS (Optional[ndarray]): The rows that stay, in their new order; None if all stay as
+            they are.
         """
         active = self.active & ~leaving
-        live = np.zeros(self.n_units, dtype=bool)
-        live[self.word_unit_host[active]] = True
-        if live.all():
+        keep_word = self._in_reach(active)
+        if keep_word.all():
             self._plan(active)
             return None
-        keep_row = np.repeat(live, self.lengths)
-        keep_word = live[self.word_unit_host]
-        new_row = np.cumsum(keep_row) - 1
-        new_word = np.cumsum(keep_word) - 1
-        new_unit = np.cumsum(live) - 1
-        row_word = self.row_word[keep_row]
+        live = np.zeros(self.n_units, dtype=bool)
+        live[self.word_unit_host[active]] = True
+        row_unit = np.repeat(np.arange(self.n_units), self.lengths)
+        keep_row = np.where(self.row_word >= 0, keep_word[self.row_word], live[row_unit])
+        lengths = np.bincount(row_unit[keep_row], minlength=self.n_units)
+        units = np.flatnonzero(live)
+        if self.rules.reach is not None:  # units may have got shorter than those before them
+            units = units[np.argsort(lengths[units], kind="stable")]
+        rows, new_row = _regroup(keep_row, row_unit, units)
+        words, new_word = _regroup(keep_word, self.word_unit_host, units)
+        new_unit = np.zeros(self.n_units, dtype=np.int64)
+        new_unit[units] = np.arange(len(units))
+        row_word = self.row_word[rows]
         self._set(
-            lengths=self.lengths[live],
+            lengths=lengths[units],
             row_word=np.where(row_word >= 0, new_word[row_word], -1),
-            word_row=new_row[self.word_row_host[keep_word]],
-            word_unit=new_unit[self.word_unit_host[keep_word]],
-            row_id=self.row_id[keep_row],
-            word_id=self.word_id[keep_word],
-            unit_id=self.unit_id[live],
-            active=active[keep_word],
+            word_row=new_row[self.word_row_host[words]],
+            word_unit=new_unit[self.word_unit_host[words]],
+            row_id=self.row_id[rows],
+            word_id=self.word_id[words],
+            unit_id=self.unit_id[units],
+            active=active[words],
         )
-        return keep_row
+        return rows
+
+    def _in_reach(self, active: np.ndarray) -> np.ndarray:
+        """The words that stay, shape (n_words,), bool."""
+        unit, reach = self.word_unit_host, self.rules.reach
+        if reach is None:
+            live = np.zeros(self.n_units, dtype=bool)
+            live[unit[active]] = True
+            return live[unit]
+        place = np.cumsum(np.minimum(self.word_gap_host, reach + 1))
+        at = place[active]
+        if not len(at):
+            return active
+        after = np.searchsorted(at, place)
+        before = np.maximum(after - 1, 0)
+        after = np.minimum(after, len(at) - 1)
+        return np.minimum(np.abs(place - at[before]), np.abs(at[after] - place)) <= reach
+
+    def word_vectors(self, hidden: Tensor) -> Tensor:
+        """What the off-ramps see of each word.
+
+        hidden (Tensor): The rows, shape (n_rows, H).
+        RETURNS (Tensor): shape (n_words, H).
+        """
+        if not self.rules.mean_pieces:
+            return hidden.index_select(0, self.word_row)
+        rows = np.flatnonzero(self.row_word >= 0)
+        word = self.row_word[rows]
+        share = 1.0 / np.bincount(word)[word]
+        pieces = hidden.index_select(0, self.upload(rows))
+        pieces = pieces * self.upload(share)[:, None].to(hidden.dtype)
+        vectors = hidden.new_zeros(len(self.word_id), hidden.shape[1])
+        return vectors.index_add(0, self.upload(word), pieces)
 
     def _plan_groups(self) -> Iterator["_Group"]:
         starts = np.concatenate([[0], np.cumsum(self.n_active)])
@@ -184,6 +257,24 @@ class Batch:
         for first, last in itertools.pairwise(edges.tolist()):
             counts = self.n_active[first:last]
             yield _Group(starts[first:last] - starts[first], counts, int(self.lengths[first]), self)
+
+
+def _regroup(
+    keep: np.ndarray, unit: np.ndarray, units: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Items that stay, unit by unit in a new order.
+
+    keep, unit (ndarray): Whether each item stays, and its unit, shape (n_items,).
+    units (ndarray): The units that stay, in their new order.
+    RETURNS (Tuple[ndarray, ndarray]): The items in their new order; and the new place of each, of
+        no meaning where it does not stay, shape (n_items,).
+    """
+    counts = np.bincount(unit[keep], minlength=int(unit[-1]) + 1)
+    starts = np.cumsum(counts) - counts
+    items = np.flatnonzero(keep)[ranges(starts[units], counts[units])]
+    place = np.zeros(len(keep), dtype=np.int64)
+    place[items] = np.arange(len(items))
+    return items, place
 
 
 class _Group:
@@ -225,11 +316,11 @@ class _Group:
 def run_layer(
     layer: EncoderLayer, hidden: Tensor, batch: Batch, n_heads: int, dropout: float
 ) -> Tensor:
-    """One layer over the active rows; halted rows are copied.
+    """One layer over the active rows.
 
     hidden (Tensor): Rows that come in, shape (n_rows, H).
     dropout (float): Dropout on the attention's weights.
-    RETURNS (Tensor): Rows that go out, shape (n_rows, H).
+    RETURNS (Tensor): The active rows as they are before the layer's last norm, shape (n_active, H).
     """
     rows = hidden if batch.active_rows is None else hidden.index_select(0, batch.active_rows)
     query = layer.query(rows)
@@ -244,8 +335,12 @@ def run_layer(
         strict=True,
     )
     mixed = [group.attend(q, k, v, n_heads, dropout) for group, q, k, v in parts]
-    rows = layer.finish(rows, torch.cat(mixed))
-    return rows if batch.active_rows is None else hidden.index_copy(0, batch.active_rows, rows)
+    return layer.finish(rows, torch.cat(mixed))
+
+
+def copy_halted(old: Tensor, rows: Tensor, batch: Batch) -> Tensor:
+    """All rows of the batch, shape (n_rows, H): new ones where they are active, else the old."""
+    return rows if batch.active_rows is None else old.index_copy(0, batch.active_rows, rows)
 
 
 def layer_macs(config: EncoderConfig, n_active: np.ndarray, n_rows: np.ndarray) -> np.ndarray:
@@ -277,8 +372,10 @@ def run(
     criterion: ExitCriterion | None,
     tasks: Sequence[str],
     *,
+    rules: Rules = PAPER,
     every_offramp: bool = False,
     states: bool = False,
+    mixed_precision: bool = False,
 ) -> tuple[Batch, EngineOutput]:
     """Take one batch of units through the layers.
 
@@ -287,8 +384,10 @@ def run(
     units (ndarray): The units to run, shortest first.
     criterion (Optional[ExitCriterion]): Who leaves when; None runs everything to the last layer.
     tasks (Sequence[str]): The tasks that are scored and that rule the exit.
+    rules (Rules): What follows from a word's exit.
     every_offramp (bool): Score at every layer, for the joint loss.
     states (bool): Return the rows at exit.
+    mixed_precision (bool): Multiply the layers' matrices in bfloat16.
     RETURNS (Tuple[Batch, EngineOutput]): The batch, for its indices, and what it gave.
     """
     encoder, offramps = module.encoder, module.offramps
@@ -297,24 +396,30 @@ def run(
     n_classes = sum(part.stop - part.start for part in slices.values())
     attention_dropout = config.attention_dropout if module.training else 0.0
 
-    batch = Batch(pieces, units, next(module.parameters()).device)
+    batch = Batch(pieces, units, next(module.parameters()).device, rules)
     n_all_words, n_all_units = len(batch.word_id), batch.n_units
-    hidden = encoder.embed(batch.ids, batch.positions)
+    hidden = unnormed = encoder.embed(batch.ids, batch.positions)
     exit_layer = np.zeros(n_all_words, dtype=np.int64)
     macs = np.zeros(n_all_units)
     left: list[tuple[np.ndarray, Tensor, Tensor]] = []  # words, scores and uncertainty at exit
-    halted: list[tuple[np.ndarray, Tensor]] = []  # rows and states of finished units
+    finished: list[tuple[np.ndarray, Tensor]] = []  # rows that left the batch, and their states
     layer_scores: list[tuple[int, Tensor, Tensor]] = []
 
     for number in itertools.count(1):
         layer = cast(EncoderLayer, encoder.layers[number - 1])
-        hidden = run_layer(layer, hidden, batch, config.n_heads, attention_dropout)
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=mixed_precision):
+            rows = run_layer(layer, hidden, batch, config.n_heads, attention_dropout)
+        if rules.renorm:
+            unnormed = copy_halted(unnormed, rows, batch)
+            hidden = layer.norm(unnormed)
+        else:
+            hidden = copy_halted(hidden, layer.norm(rows), batch)
         macs[batch.unit_id] += layer_macs(config, batch.n_active, batch.lengths)
         last = number == config.n_layers
         deciding = last or (criterion is not None and criterion.checks(number))
         if not (deciding or every_offramp):
             continue
-        scores = offramps(number, hidden.index_select(0, batch.word_row), columns)
+        scores = offramps(number, batch.word_vectors(hidden), columns)
         macs[batch.unit_id] += float(config.hidden * n_classes) * batch.n_words
         if every_offramp:
             layer_scores.append((number, batch.upload(batch.word_id), scores))
@@ -332,14 +437,17 @@ def run(
         left.append((batch.word_id[who], scores[at], doubt[at]))
         exit_layer[batch.word_id[who]] = number
         row_id = batch.row_id
-        keep = batch.leave(leaving)
-        if keep is not None:
+        staying = batch.leave(leaving)
+        if staying is not None:
             if states:
-                done = np.flatnonzero(~keep)
-                halted.append((row_id[done], hidden[batch.upload(done)]))
+                done = np.setdiff1d(np.arange(len(row_id)), staying, assume_unique=True)
+                finished.append((row_id[done], hidden[batch.upload(done)]))
             if batch.n_units == 0:
                 break
-            hidden = hidden.index_select(0, batch.upload(np.flatnonzero(keep)))
+            index = batch.upload(staying)
+            hidden = hidden.index_select(0, index)
+            if rules.renorm:
+                unnormed = unnormed.index_select(0, index)
 
     order = batch.upload(np.argsort(np.concatenate([words for words, _, _ in left])))
     output = EngineOutput(
@@ -351,6 +459,6 @@ def run(
         macs=macs,
     )
     if states:
-        row_order = batch.upload(np.argsort(np.concatenate([rows for rows, _ in halted])))
-        output.states = torch.cat([rows for _, rows in halted])[row_order]
+        row_order = batch.upload(np.argsort(np.concatenate([ids for ids, _ in finished])))
+        output.states = torch.cat([rows for _, rows in finished])[row_order]
     return batch, output

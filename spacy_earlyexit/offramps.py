@@ -1,11 +1,14 @@
 """Off-ramps: a small linear classifier per layer, all tasks in one product, and the joint loss."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .errors import Errors
 
 IGNORE = -100  # gold label of a word without annotation, as in torch's cross_entropy
 
@@ -89,22 +92,33 @@ def joint_loss(
     gold: Mapping[str, Tensor],
     slices: Mapping[str, slice],
     n_layers: int,
+    *,
+    teacher: Tensor | None = None,
+    layer_weights: str = "linear",
+    distill: float = 0.0,
 ) -> Tensor:
-    """Weighted loss over all layers and tasks: sum_l l·CE_l / sum_l l, CE_l a mean over words.
+    """Weighted loss over all layers and tasks: sum_l w_l·CE_l / sum_l w_l, CE_l a mean over words.
 
     layer_scores (Sequence[Tuple[int, Tensor, Tensor]]): Per layer its number from 1, the scored
-        words' indices, shape (n,), and their scores, shape (n, n_classes). Words of spans that
-        were finished before a layer are not in it; the mean is over all words all the same, so
-        that a finished word weighs nothing rather than the others more.
+        words' indices, shape (n,), and their scores, shape (n, n_classes). Words that had left the
+        batch before a layer are not in it; the mean is over all words all the same, so that such a
+        word weighs nothing rather than the others more.
     gold (Mapping[str, Tensor]): Per task the gold class of every word, IGNORE where there is none.
     slices (Mapping[str, slice]): Where each task's classes lie.
     n_layers (int): Layers of the encoder, also those that no unit of the batch lived to see.
+    teacher (Optional[Tensor]): Scores to learn from, shape (n_words, n_classes). None: those of the
+        last layer, for the words that got there.
+    layer_weights (str): "linear": w_l = l, as in the paper; "uniform": w_l = 1.
+    distill (float): Weight of the divergence of each layer's distribution from the teacher's.
     RETURNS (Tensor): The sum of the tasks' losses, a scalar.
     """
+    weight_of = {layer: float(layer) for layer in range(1, n_layers + 1)}
+    if layer_weights == "uniform":
+        weight_of = dict.fromkeys(weight_of, 1.0)
     scores = torch.cat([s for _, _, s in layer_scores])
     words = torch.cat([w for _, w, _ in layer_scores])
-    weights = torch.cat([s.new_full((len(s),), float(layer)) for layer, _, s in layer_scores])
-    weights = weights / sum(range(1, n_layers + 1))
+    weights = torch.cat([s.new_full((len(s),), weight_of[layer]) for layer, _, s in layer_scores])
+    weights = weights / sum(weight_of.values())
     total = scores.new_zeros(())
     for task, labels in gold.items():
         n_gold = int((labels != IGNORE).sum())
@@ -113,4 +127,44 @@ def joint_loss(
                 scores[:, slices[task]], labels[words], ignore_index=IGNORE, reduction="none"
             )
             total = total + (losses * weights).sum() / n_gold
+    if not distill:
+        return total
+    if teacher is None:
+        taught = [(w, s.detach()) for layer, w, s in layer_scores if layer == n_layers]
+        if not taught:
+            return total
+        (known, targets), n_words = taught[0], len(next(iter(gold.values())))
+        place = words.new_full((n_words,), -1)
+        place[known] = torch.arange(len(known), device=known.device)
+        learns = place[words] >= 0
+        scores, weights = scores[learns], weights[learns]
+        targets = targets[place[words][learns]]
+    else:
+        known, targets = teacher, teacher[words]
+    for part in slices.values():
+        divergence = F.kl_div(
+            F.log_softmax(scores[:, part], dim=-1),
+            F.log_softmax(targets[:, part], dim=-1),
+            reduction="none",
+            log_target=True,
+        ).sum(-1)
+        total = total + distill * (divergence * weights).sum() / len(known)
     return total
+
+
+def make_joint_loss(layer_weights: str = "linear", distill: float = 0.0) -> Callable[..., Tensor]:
+    """Registered as spacy-earlyexit.JointLoss.v1; for `loss` of the transformer.
+
+    layer_weights (str): "linear" (each layer weighs its number, as in the paper) or "uniform".
+    distill (float): Weight of self-distillation: how much each layer also learns the distribution
+        of the last one, or of the frozen copy if self-sampling keeps one. 0: gold only.
+    RAISES (ValueError): If a setting is impossible.
+    """
+    if layer_weights not in ("linear", "uniform"):
+        expected = '"linear" or "uniform"'
+        raise ValueError(
+            Errors.E019.format(setting="layer_weights", expected=expected, value=layer_weights)
+        )
+    if distill < 0:
+        raise ValueError(Errors.E019.format(setting="distill", expected=">= 0", value=distill))
+    return partial(joint_loss, layer_weights=layer_weights, distill=distill)

@@ -20,16 +20,26 @@ from .offramps import OffRamps
 class MultiExitShim(PyTorchShim):
     """Holds a MultiExitModule, or None before it is initialised.
 
-    Differs from thinc's PyTorchShim in three ways: the bytes are a config and safetensors, never a
+    Differs from thinc's PyTorchShim in four ways: the bytes are a config and safetensors, never a
     pickle; the gradient is clipped by one global norm over all parameters; learning rate and
-    weight decay depend on what a parameter is.
+    weight decay depend on what a parameter is; and thinc's Adam, whose step runs on one core, is
+    carried out by torch's with thinc's settings.
 
     encoder_lr_scale, offramp_lr_scale (float): Factors on the optimiser's learning rate.
+    mixed_precision (bool): Train with bfloat16 products.
     """
 
-    def __init__(self, encoder_lr_scale: float = 1.0, offramp_lr_scale: float = 1.0):
+    def __init__(
+        self,
+        encoder_lr_scale: float = 1.0,
+        offramp_lr_scale: float = 1.0,
+        mixed_precision: bool = False,
+    ):
         super().__init__(None)
+        self.mixed_precision = mixed_precision
         self.lr_scales = {"encoder": encoder_lr_scale, "offramps": offramp_lr_scale}
+        # torch's Adam with its moments, and the thinc optimiser whose settings it follows
+        self._adam: tuple[torch.optim.AdamW, Optimizer] | None = None
 
     @property
     def module(self) -> MultiExitModule | None:
@@ -38,29 +48,53 @@ class MultiExitShim(PyTorchShim):
     @module.setter
     def module(self, module: MultiExitModule) -> None:
         self._model = module.to(get_torch_default_device()).eval()
+        self._adam = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Optimisers can't be pickled, nor does a copy for another process need them.
+        return {**self.__dict__, "_adam": None}
 
     def finish_update(self, optimizer: Optimizer) -> None:
         """Apply the collected gradients and clear them.
 
         optimizer (Optimizer): thinc's. Its grad_clip is the global norm, its L2 spares norms and
-            biases.
+            biases. Adam without averages keeps its moments here.
         """
         if self._model is None:
             return
         params = [(n, p) for n, p in self._model.named_parameters() if p.grad is not None]
         if not params:
             return
+        if optimizer.grad_clip:
+            nn.utils.clip_grad_norm_([p for _, p in params], optimizer.grad_clip)
+        if _is_adamw(optimizer):
+            self._step(optimizer)
+        else:
+            self._thinc_step(optimizer, params)
+
+    def _step(self, optimizer: Optimizer) -> None:
+        """torch's AdamW with the settings that thinc's has now."""
+        if self._adam is None or self._adam[1] is not optimizer:
+            self._adam = (_make_adam(self.module, self.lr_scales), optimizer)
+        adam = self._adam[0]
+        for group in adam.param_groups:
+            group["lr"] = optimizer.learn_rate * group["lr_scale"]
+            group["weight_decay"] = optimizer.L2 if group["decays"] else 0.0
+            group["betas"], group["eps"] = (optimizer.b1, optimizer.b2), optimizer.eps
+        adam.step()
+        adam.zero_grad(set_to_none=True)
+
+    def _thinc_step(self, optimizer: Optimizer, params: list[tuple[str, nn.Parameter]]) -> None:
+        """thinc's own step (averages, RAdam, SGD), parameter by parameter."""
         clip, decay = optimizer.grad_clip, optimizer.L2
-        if clip:
-            nn.utils.clip_grad_norm_([p for _, p in params], clip)
         try:
             optimizer.grad_clip = 0.0
             for name, param in params:
-                optimizer.L2 = 0.0 if "norm" in name or name.endswith("bias") else decay
+                optimizer.L2 = decay if _decays(name) else 0.0
                 data, _ = optimizer(
                     (self.id, name),
                     cast(Any, torch2xp(param.data)),
-                    cast(Any, torch2xp(param.grad)),
+                    cast(Any, torch2xp(cast(torch.Tensor, param.grad))),
                     lr_scale=self.lr_scales[name.split(".")[0]],
                 )
                 # In place with every thinc ops there is. Assigning the array to param.data would
@@ -92,7 +126,8 @@ class MultiExitShim(PyTorchShim):
 
     def copy(self) -> "MultiExitShim":
         """RETURNS (MultiExitShim): A copy with an id of its own, by which optimisers go."""
-        copied = MultiExitShim(*self.lr_scales.values())
+        encoder, offramps = self.lr_scales.values()
+        copied = MultiExitShim(encoder, offramps, self.mixed_precision)
         copied._model = copy.deepcopy(self._model)
         return copied
 
@@ -112,7 +147,7 @@ class MultiExitShim(PyTorchShim):
     def from_bytes(self, bytes_data: bytes) -> "MultiExitShim":
         data = srsly.msgpack_loads(bytes_data)
         if data is None:
-            self._model = None
+            self._model = self._adam = None
             return self
         config = EncoderConfig(**data["encoder"])
         with torch.device("meta"):  # the shapes only; the weights come from the bytes
@@ -122,3 +157,29 @@ class MultiExitShim(PyTorchShim):
         module.load_state_dict(safetensors.torch.load(data["state"]), assign=True)
         self.module = module
         return self
+
+
+def _decays(name: str) -> bool:
+    """Norms and biases are spared by the weight decay."""
+    return not ("norm" in name or name.endswith("bias"))
+
+
+def _is_adamw(optimizer: Optimizer) -> bool:
+    """Whether torch's AdamW does the same. A subclass may do something else."""
+    decoupled = optimizer.L2_is_weight_decay or not optimizer.L2
+    plain = optimizer.averages is None and not optimizer.use_radam
+    is_adam = type(optimizer) is Optimizer and optimizer.b1 > 0 and optimizer.b2 > 0
+    return is_adam and plain and decoupled
+
+
+def _make_adam(module: nn.Module | None, lr_scales: dict[str, float]) -> torch.optim.AdamW:
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, param in module.named_parameters() if module is not None else ():
+        groups.setdefault((name.split(".")[0], _decays(name)), []).append(param)
+    return torch.optim.AdamW(
+        [
+            {"params": params, "lr_scale": lr_scales[part], "decays": decays}
+            for (part, decays), params in groups.items()
+        ],
+        fused=True,
+    )

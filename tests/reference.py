@@ -9,8 +9,11 @@ import math
 import torch
 
 
-def layer_forward(layer, x, n_heads):
-    """One full post-norm layer over a unit (N, H), every position a query."""
+def layer_forward(layer, x, serves, n_heads):
+    """One full post-norm layer over a unit (N, H), every position a query, before its last norm.
+
+    serves: Which positions are keys and values, shape (N,), bool.
+    """
     n, hidden = x.shape
     d = hidden // n_heads
     q = layer.query(x)
@@ -18,10 +21,10 @@ def layer_forward(layer, x, n_heads):
     heads = []
     for h in range(n_heads):
         part = slice(h * d, (h + 1) * d)
-        weights = torch.softmax(q[:, part] @ k[:, part].T / math.sqrt(d), dim=-1)
-        heads.append(weights @ v[:, part])
+        logits = (q[:, part] @ k[:, part].T / math.sqrt(d)).masked_fill(~serves, -math.inf)
+        heads.append(torch.softmax(logits, dim=-1) @ v[:, part])
     a = layer.attention_norm(x + layer.output(torch.cat(heads, dim=-1)))
-    return layer.norm(a + layer.outer(layer.activation(layer.inner(a))))
+    return a + layer.outer(layer.activation(layer.inner(a)))
 
 
 def entropy(scores, slices):
@@ -37,38 +40,70 @@ def entropy(scores, slices):
     return torch.stack(worst)
 
 
-def run_unit(module, ids, row_word, word_row, slices, decide):
+def run_unit(
+    module,
+    ids,
+    row_word,
+    word_row,
+    slices,
+    decide,
+    special_share=0.0,
+    reach=None,
+    renorm=False,
+    mean_pieces=False,
+):
     """All layers of one unit.
 
     decide(layer, uncertainty (n_words,)) -> list of bool: which words may leave.
-    RETURNS: scores at exit (n_words, C), exit layers, all layers' scores, final rows, MACs.
+    special_share, reach, renorm, mean_pieces: see engine.Rules.
+    RETURNS: scores at exit (n_words, C), exit layers, final rows, MACs.
     """
     encoder, offramps = module.encoder, module.offramps
     config = encoder.config
-    n_words = len(word_row)
+    h, n_words, row_word = config.hidden, len(word_row), row_word.tolist()
     x = encoder.embed(ids, torch.arange(len(ids)))
+    unnormed = x
     exit_layer = [0] * n_words
     at_exit = [None] * n_words
-    layer_scores = []
+    in_batch = [True] * n_words
     macs = 0
     for number in range(1, config.n_layers + 1):
-        if all(exit_layer):
+        going = [e == 0 for e in exit_layer]
+        if not any(going):
             break
-        active = [w < 0 or exit_layer[w] == 0 for w in row_word.tolist()]
-        new = layer_forward(encoder.layers[number - 1], x, config.n_heads)
-        x = torch.stack([n if a else o for n, o, a in zip(new, x, active, strict=True)])
-        n_active, n_rows = sum(active), len(active)
-        h = config.hidden
+        special_active = sum(going) > special_share * n_words
+        active = [going[w] if w >= 0 else special_active for w in row_word]
+        serves = torch.tensor([w < 0 or in_batch[w] for w in row_word])
+        layer = encoder.layers[number - 1]
+        new = layer_forward(layer, x, serves, config.n_heads)
+        if renorm:
+            new = [n if a else o for n, o, a in zip(new, unnormed, active, strict=True)]
+            unnormed = torch.stack(new)
+            normed = layer.norm(unnormed)
+            x = torch.stack([n if s else o for n, o, s in zip(normed, x, serves, strict=True)])
+        else:
+            new = layer.norm(new)
+            x = torch.stack([n if a else o for n, o, a in zip(new, x, active, strict=True)])
+        n_active, n_rows = sum(active), int(serves.sum())
         macs += 2 * h * h * (n_active + n_rows)
         macs += 2 * h * n_active * n_rows + 2 * h * config.inner * n_active
-        scores = offramps(number, x[word_row])
-        layer_scores.append(scores)
-        certain = decide(number, entropy(scores, slices))
+        macs += h * sum(map(len, offramps.classes.values())) * sum(in_batch)
+        vectors = x[word_row]
+        if mean_pieces:
+            rows = [[i for i, w in enumerate(row_word) if w == j] for j in range(n_words)]
+            vectors = torch.stack([x[own].mean(0) for own in rows])
+        scores = offramps(number, vectors)
+        doubt = entropy(scores, slices).detach()
+        doubt[~torch.tensor(in_batch)] = -math.inf
+        certain = decide(number, doubt)
         for w in range(n_words):
             if exit_layer[w] == 0 and (certain[w] or number == config.n_layers):
                 exit_layer[w] = number
                 at_exit[w] = scores[w]
-    return torch.stack(at_exit), exit_layer, layer_scores, x, macs
+        if reach is not None:
+            going = [w for w in range(n_words) if exit_layer[w] == 0]
+            in_batch = [any(abs(w - g) <= reach for g in going) for w in range(n_words)]
+    return torch.stack(at_exit), exit_layer, x, macs
 
 
 def token_rule(threshold, window):

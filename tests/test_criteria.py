@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from spacy.util import registry
 from thinc.api import Config
 
-from spacy_earlyexit.criteria import FixedExit, SentenceExit, TokenExit, unit_max, window_max
+from spacy_earlyexit.criteria import (
+    UNIT_GAP,
+    FixedExit,
+    SentenceExit,
+    TokenExit,
+    unit_max,
+    window_max,
+)
 
 
 def build(name, **block):
@@ -126,6 +133,10 @@ class Layout:
     def __init__(self, n_words):
         self.word_unit = torch.repeat_interleave(torch.arange(len(n_words)), torch.tensor(n_words))
         self.n_units = len(n_words)
+        self.word_gap = torch.ones(sum(n_words), dtype=torch.int64)
+        self.word_gap[np.cumsum(n_words)[:-1]] = UNIT_GAP
+        self.word_gap[0] = 0
+        self.n_gaps = len(n_words) - 1
         self.units = np.split(np.arange(sum(n_words)), np.cumsum(n_words)[:-1])
 
 

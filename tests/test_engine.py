@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from reference import given_rule, run_unit, sentence_rule, token_rule
 
-from spacy_earlyexit.criteria import FixedExit, SentenceExit, TokenExit, window_max
+from spacy_earlyexit.criteria import UNIT_GAP, FixedExit, SentenceExit, TokenExit, window_max
 from spacy_earlyexit.encoders import Encoder, EncoderConfig
-from spacy_earlyexit.engine import MultiExitModule, full_depth_macs, layer_macs, run
+from spacy_earlyexit.engine import MultiExitModule, Rules, full_depth_macs, layer_macs, run
 from spacy_earlyexit.offramps import IGNORE, OffRamps, joint_loss, uncertainty
 from spacy_earlyexit.pieces import Pieces
 
@@ -103,9 +103,9 @@ def engine(module, pieces, criterion, **kwargs):
     return scores, exits, macs, states, (batch, out)
 
 
-def reference(module, pieces, rule_of_unit):
+def reference(module, pieces, rule_of_unit, rules=None):
     """The same from the reference, unit by unit."""
-    scores, exits, macs, states, layers = [], [], [], [], []
+    scores, exits, macs, states = [], [], [], []
     for u in range(pieces.n_units):
         rows = slice(*pieces.unit_starts[u : u + 2])
         words = slice(*pieces.word_starts[u : u + 2])
@@ -118,39 +118,40 @@ def reference(module, pieces, rule_of_unit):
             torch.from_numpy(pieces.word_row[words] - rows.start),
             module.offramps.slices,
             rule_of_unit(u),
+            **(vars(rules) if rules else {}),
         )
         scores.append(result[0])
         exits.extend(result[1])
-        layers.append(result[2])
-        states.append(result[3])
-        macs.append(result[4])
-    return torch.cat(scores), np.asarray(exits), np.asarray(macs, float), torch.cat(states), layers
+        states.append(result[2])
+        macs.append(result[3])
+    return torch.cat(scores), np.asarray(exits), np.asarray(macs, float), torch.cat(states)
 
 
 def assert_equal(ours, theirs):
     torch.testing.assert_close(ours[0], theirs[0], rtol=1e-9, atol=1e-9)
     np.testing.assert_array_equal(ours[1], theirs[1])
-    np.testing.assert_allclose(ours[2] - offramp_macs(ours[1], theirs), theirs[2])
+    np.testing.assert_allclose(ours[2], theirs[2])
     torch.testing.assert_close(ours[3], theirs[3], rtol=1e-9, atol=1e-9)
 
 
-def offramp_macs(exits, theirs):
-    """What the off-ramps cost: one per layer that a unit was alive in."""
-    per_word = CONFIG.hidden * sum(map(len, CLASSES.values()))
-    return np.asarray([len(layers) * len(layers[0]) * per_word for layers in theirs[4]], float)
-
-
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
+RULES = st.builds(
+    Rules,
+    special_share=st.sampled_from([0.0, 0.3, 1.0]),
+    reach=st.sampled_from([None, 0, 1, 3]),
+    renorm=st.booleans(),
+    mean_pieces=st.booleans(),
+)
 SLOW = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @SLOW
-@given(LENGTHS, st.integers(0, 3), st.floats(0.05, 1.0), st.integers(0, 5))
-def test_token_exit_equals_reference(lengths, window, threshold, seed):
-    """(c), (e) and the rule itself, for random lengths, windows and thresholds."""
+@given(LENGTHS, st.integers(0, 3), st.floats(0.05, 1.0), RULES, st.integers(0, 5))
+def test_token_exit_equals_reference(lengths, window, threshold, rules, seed):
+    """(c), (e) and the rules themselves, for random lengths, windows and thresholds."""
     module, pieces = make_module(seed), make_pieces(lengths, seed)
-    ours = engine(module, pieces, TokenExit(threshold, window), states=True)
-    assert_equal(ours, reference(module, pieces, lambda u: token_rule(threshold, window)))
+    ours = engine(module, pieces, TokenExit(threshold, window), rules=rules, states=True)
+    assert_equal(ours, reference(module, pieces, lambda u: token_rule(threshold, window), rules))
 
 
 @SLOW
@@ -162,16 +163,17 @@ def test_sentence_exit_equals_reference(lengths, threshold, seed):
 
 
 @SLOW
-@given(LENGTHS, st.integers(0, 10_000))
-def test_given_exits_equal_reference_forward_and_backward(lengths, seed):
+@given(LENGTHS, RULES, st.integers(0, 10_000))
+def test_given_exits_equal_reference_forward_and_backward(lengths, rules, seed):
     """(c): the gathering path equals the masked one for any exits, and so do its gradients."""
     module, pieces = make_module(seed % 7), make_pieces(lengths, seed)
     exits = np.random.default_rng(seed).integers(1, CONFIG.n_layers + 1, sum(lengths))
     units = np.argsort(np.diff(pieces.unit_starts), kind="stable")
     order = np.concatenate([np.arange(*pieces.word_starts[u : u + 2]) for u in units])
-    ours = engine(module, pieces, GivenExit(exits[order]), states=True, every_offramp=True)
+    criterion = GivenExit(exits[order])
+    ours = engine(module, pieces, criterion, rules=rules, states=True, every_offramp=True)
     theirs = reference(
-        module, pieces, lambda u: given_rule(exits[slice(*pieces.word_starts[u : u + 2])])
+        module, pieces, lambda u: given_rule(exits[slice(*pieces.word_starts[u : u + 2])]), rules
     )
     np.testing.assert_array_equal(ours[1], exits)
     assert_equal(ours, theirs)
@@ -223,8 +225,8 @@ def test_window_blocks_exactly_k_neighbours():
     """(f): clipped at the unit's edges, and never reaching the next unit."""
 
     class Layout:
-        word_unit = torch.tensor([0] * 7 + [1] * 3)
-        n_units = 2
+        word_gap = torch.tensor([0] + [1] * 6 + [UNIT_GAP] + [1] * 2)
+        n_gaps = 1
 
     for window in (0, 1, 2, 3, 20):
         for hard in (0, 3, 6, 7):

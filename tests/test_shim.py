@@ -2,8 +2,10 @@
 
 import gc
 
+import pytest
 import torch
-from conftest import make_examples
+from conftest import make_examples, make_nlp
+from thinc.api import Adam
 
 from spacy_earlyexit.architectures import module_of
 
@@ -31,3 +33,56 @@ def test_training_dropout_reaches_the_offramps(nlp):
     module = module_of(transformer.model)
     assert module.offramps.dropout.p == 0.3
     assert not module.training
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_torchs_step_is_thincs(encoder, clip):
+    """The fused step and thinc's own, which averages still take, move the weights alike."""
+    weights = []
+    for use_averages in (False, True):
+        model = make_nlp(encoder).get_pipe("transformer").model
+        optimizer = Adam(1e-3, L2=0.01, grad_clip=clip, eps=1e-12, use_averages=use_averages)
+        torch.manual_seed(0)
+        for rate in (1e-3, 1e-4, 2e-3):
+            optimizer.learn_rate = rate
+            for parameter in module_of(model).parameters():
+                parameter.grad = torch.randn_like(parameter)
+            model.finish_update(optimizer)
+        assert all(parameter.grad is None for parameter in module_of(model).parameters())
+        assert bool(optimizer.mom1) is use_averages, "only one of the two is thinc's"
+        weights.append(dict(module_of(model).named_parameters()))
+    # thinc decays the weights behind the step, torch before it
+    for name, ours in weights[0].items():
+        torch.testing.assert_close(ours, weights[1][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_another_optimizer_starts_afresh(nlp):
+    shim = nlp.get_pipe("transformer").model.shims[0]
+    for _ in range(2):
+        optimizer = Adam(1e-3, use_averages=False)
+        nlp.update(make_examples(nlp), sgd=optimizer)
+        adam, of = shim._adam
+        assert of is optimizer
+        assert {int(state["step"]) for state in adam.state.values()} == {1}
+
+
+def test_mixed_precision_is_for_training_only(encoder):
+    exact, mixed = (make_nlp(encoder, model={"mixed_precision": m}) for m in (False, True))
+    text = "Anna Smith lives in New York ."
+    outputs = [n.get_pipe("transformer").predict([n.make_doc(text)]) for n in (exact, mixed)]
+    assert (outputs[0].scores == outputs[1].scores).all()
+    losses = [n.get_pipe("transformer").update(make_examples(n)) for n in (exact, mixed)]
+    assert losses[0] != losses[1]
+    for nlp in (exact, mixed):
+        nlp.get_pipe("transformer")._take_gradients(keep=False)
+    gradients = [
+        torch.cat(
+            [
+                p.grad.flatten()
+                for p in module_of(n.get_pipe("transformer").model).parameters()
+                if p.grad is not None
+            ]
+        )
+        for n in (exact, mixed)
+    ]
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.9

@@ -20,7 +20,9 @@ from spacy.training import Corpus
 from test_engine import engine, make_module, make_pieces
 
 from spacy_earlyexit.architectures import module_of
-from spacy_earlyexit.criteria import FixedExit, TokenExit
+from spacy_earlyexit.criteria import FixedExit, TokenExit, window_max
+from spacy_earlyexit.engine import Batch, run
+from spacy_earlyexit.offramps import IGNORE, joint_loss, make_joint_loss, uncertainty
 from spacy_earlyexit.training.self_sampling import SampledExit, SelfSampling, make_self_sampling
 
 N_LAYERS = 4
@@ -354,6 +356,92 @@ def test_what_has_left_trains_no_layer_above(encoder):
     assert "encoder.layers.0.query.weight" in gradient
     above = [gradient[n] for n in gradient if re.match(r"encoder\.layers\.[1-3]\.", n)]
     assert all(g.abs().sum() == 0 for g in above)
+
+
+def test_a_frozen_copy_decides_at_full_depth(encoder):
+    """What the first batch exits by are the uncertainties of a full-depth run, and later ones go by
+    the same copy although the weights have changed.
+    """
+    sampling = {"windows": [1], "thresholds": [0.8], "aggressive": 0.0, "full_depth": 0.0}
+    nlp = stage2_nlp(encoder, frozen=True, **sampling)
+    transformer = nlp.get_pipe("transformer")
+    docs = [eg.predicted for eg in make_examples(nlp)]
+    model = transformer.model
+    module_of(model).offramps.weight.data *= 10  # else all words are about as uncertain
+    pieces = model.layers[0].predict(docs)
+    units = np.argsort(np.diff(pieces.unit_starts), kind="stable")
+    batch, out = run(module_of(model), pieces, units, None, ["ner"], every_offramp=True)
+    given = np.full(len(batch.pieces_word), N_LAYERS)
+    for layer, _, scores in reversed(out.layer_scores[:-1]):
+        doubt = uncertainty(scores.detach(), {"ner": slice(0, scores.shape[1])})
+        given[(window_max(doubt, Batch(pieces, units, doubt.device), 1) < 0.8).numpy()] = layer
+    expected = np.empty_like(given)
+    expected[batch.pieces_word] = given
+    assert 1 < len(set(given)), "the threshold has to make words leave at several layers"
+
+    seen = []
+    forward = model._func
+    model._func = lambda *args, **kw: seen.append(forward(*args, **kw)) or seen[-1]
+    optimizer = nlp.resume_training()
+    optimizer.learn_rate = 0.05
+    for _ in range(2):
+        nlp.update(make_examples(nlp), sgd=optimizer)
+    for output, _ in seen:
+        np.testing.assert_array_equal(output.exit_layer, expected)
+    torch.testing.assert_close(seen[0][0].teacher_scores, seen[1][0].teacher_scores)
+
+
+def test_distillation_pulls_towards_the_last_layer_or_the_teacher():
+    scores = [torch.randn(3, 5, requires_grad=True) for _ in range(3)]
+    slices = {"a": slice(0, 2), "b": slice(2, 5)}
+    gold = {"a": torch.tensor([0, 1, IGNORE, 1]), "b": torch.full((4,), IGNORE)}
+    # word 2 had left before layer 3
+    words = [torch.tensor(w) for w in ([0, 1, 2], [1, 2, 3], [0, 1, 3])]
+    layers = [(i + 1, words[i], scores[i]) for i in range(3)]
+    plain = joint_loss(layers, gold, slices, 3)
+
+    def divergence(own, target):
+        p = torch.softmax(target.detach(), dim=-1)
+        return (p * (p.log() - torch.log_softmax(own, dim=-1))).sum()
+
+    def expected(weights, target_of, n_words):
+        total = 0.0
+        for weight, own, who in zip(weights, scores, words, strict=True):
+            for row, word in zip(own, who.tolist(), strict=True):
+                for part in slices.values() if word in target_of else ():
+                    total += weight * divergence(row[part], target_of[word][part])
+        return total / n_words
+
+    last = dict(zip(words[2].tolist(), scores[2], strict=True))
+    loss = joint_loss(layers, gold, slices, 3, distill=0.5)
+    torch.testing.assert_close(loss, plain + 0.5 * expected([1 / 6, 2 / 6, 3 / 6], last, 3))
+    teacher = torch.randn(4, 5)
+    loss = joint_loss(
+        layers, gold, slices, 3, distill=0.5, teacher=teacher, layer_weights="uniform"
+    )
+    uniform = joint_loss(layers, gold, slices, 3, layer_weights="uniform")
+    torch.testing.assert_close(
+        loss, uniform + 0.5 * expected([1 / 3] * 3, dict(enumerate(teacher)), 4)
+    )
+    ce = [
+        torch.nn.functional.cross_entropy(
+            s[:, :2], gold["a"][w], ignore_index=IGNORE, reduction="sum"
+        )
+        for s, w in zip(scores, words, strict=True)
+    ]
+    torch.testing.assert_close(uniform, sum(ce) / 3 / 3)
+
+
+@pytest.mark.parametrize("settings", [{"layer_weights": "square"}, {"distill": -1.0}])
+def test_impossible_losses(settings):
+    with pytest.raises(ValueError, match=f"`{next(iter(settings))}`"):
+        make_joint_loss(**settings)
+
+
+def test_the_loss_of_the_config_is_used(encoder):
+    block = {"@misc": "spacy-earlyexit.JointLoss.v1", "layer_weights": "uniform", "distill": 1.0}
+    plain, own = make_nlp(encoder), make_nlp(encoder, loss=block)
+    assert first_update(plain)[0] != pytest.approx(first_update(own)[0], rel=1e-3)
 
 
 def test_self_sampling_belongs_to_training(encoder, tmp_path):

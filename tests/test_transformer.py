@@ -384,6 +384,8 @@ def test_component_with_a_task_that_was_not_trained_at_prediction(nlp):
         ({"max_batch_items": 0}, r"`max_batch_items`.*>= 1.*0"),
         ({"model": {"encoder_lr_scale": -1.0}}, r"`encoder_lr_scale`.*-1\.0"),
         ({"model": {"offramp_lr_scale": -1.0}}, r"`offramp_lr_scale`.*-1\.0"),
+        ({"model": {"special_share": 1.5}}, r"`special_share`.*\[0, 1\].*1\.5"),
+        ({"model": {"reach": -1}}, r"`reach`.*>= 0.*-1"),
         ({"exit": {"@span_getters": "spacy-transformers.doc_spans.v1"}}, r"`exit` has to be null"),
         ({"exit": {**TOKEN_BLOCK, "threshold": 1.5}}, r"`threshold`.*\[0, 1\].*1\.5"),
         ({"exit": {**TOKEN_BLOCK, "threshold": [0.5, -0.1]}}, r"`threshold`.*\[0, 1\].*-0\.1"),
@@ -394,6 +396,19 @@ def test_component_with_a_task_that_was_not_trained_at_prediction(nlp):
 def test_impossible_settings_fail_when_built(encoder, settings, message):
     with pytest.raises(ValueError, match=message):
         untrained(encoder, **settings)
+
+
+def test_rules_are_kept_and_the_config_given_at_load_wins(encoder, tmp_path):
+    rules = {"special_share": 0.5, "reach": 1, "renorm": True, "mean_pieces": True}
+    nlp = make_nlp(encoder, model=rules)
+    nlp.to_disk(tmp_path)
+    loaded = spacy.load(tmp_path)
+    assert vars(loaded.get_pipe("transformer").model.attrs["rules"]) == rules
+    copied = make_nlp(encoder, seed=1, model=rules).from_bytes(nlp.to_bytes())
+    assert vars(copied.get_pipe("transformer").model.attrs["rules"]) == rules
+    changed = {"components": {"transformer": {"model": {"reach": 3, "renorm": False}}}}
+    other = spacy.load(tmp_path, config=changed).get_pipe("transformer").model.attrs["rules"]
+    assert vars(other) == {**rules, "reach": 3, "renorm": False}
 
 
 def test_predict_before_initialize(encoder):

@@ -51,15 +51,15 @@ class EncoderLayer(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout)
 
     def finish(self, rows: Tensor, attended: Tensor) -> Tensor:
-        """The layer behind its attention.
+        """The layer behind its attention, but for its last norm.
 
         rows (Tensor): The active rows that came into the layer, shape (n_active, hidden).
         attended (Tensor): The mixed values for these rows, shape (n_active, hidden).
-        RETURNS (Tensor): The rows that leave the layer, shape (n_active, hidden).
+        RETURNS (Tensor): The rows that `norm` takes, shape (n_active, hidden).
         """
         rows = self.attention_norm(rows + self.dropout(self.output(attended)))
         inner = self.activation(self.inner(rows))
-        return self.norm(rows + self.dropout(self.outer(inner)))
+        return rows + self.dropout(self.outer(inner))
 
 
 class Encoder(nn.Module):

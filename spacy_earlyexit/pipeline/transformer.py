@@ -1,5 +1,6 @@
 """The multi-exit transformer as a spaCy component."""
 
+import copy
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from spacy_transformers.pipeline_component import install_extensions as install_
 from thinc.api import Config, Model, Optimizer, set_dropout_rate, torch2xp
 
 from ..architectures import MultiExitOutput, Request, as_multi_exit, module_of, plan_of
+from ..engine import MultiExitModule
 from ..errors import Errors
 from ..extensions import install_extensions, record
 from ..forks import one_thread_in_forks
@@ -37,6 +39,7 @@ DEFAULT_CONFIG = Config().from_str(
 tasks = null
 exit = null
 self_sampling = null
+loss = null
 record = []
 max_batch_items = 4096
 set_extra_annotations = null
@@ -73,6 +76,7 @@ def make_transformer(
     tasks: list[str] | None,
     exit: Any,
     self_sampling: Any,
+    loss: Any,
     record: list[str],
     max_batch_items: int,
     set_extra_annotations: Callable | None,
@@ -88,6 +92,7 @@ def make_transformer(
     exit (Union[None, str, ExitCriterion]): None for full depth, the name of an operating point, or
         a criterion. Given at load it beats what is stored.
     self_sampling (Optional[SelfSampling]): Given: `update` is stage 2. None: stage 1.
+    loss (Optional[Callable]): The joint loss, a spacy-earlyexit.JointLoss.v1. None: the paper's.
     record (List[str]): "uncertainty" and / or "confidence" to keep them for pictures, "trf_data"
         to set doc._.trf_data also if no component listens.
     max_batch_items (int): The most sub-word pieces that are encoded at once in prediction.
@@ -103,6 +108,7 @@ def make_transformer(
         tasks=tasks,
         exit=exit,
         self_sampling=self_sampling,
+        loss=loss,
         record=record,
         max_batch_items=max_batch_items,
         scorer=scorer,
@@ -125,6 +131,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         tasks: list[str] | None = None,
         exit: Any = None,
         self_sampling: SelfSampling | None = None,
+        loss: Callable[..., torch.Tensor] | None = None,
         record: Iterable[str] = (),
         max_batch_items: int = 4096,
         scorer: Callable | None = None,
@@ -150,11 +157,13 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         self.model = model
         self.scorer = scorer
         self.self_sampling = self_sampling
+        self.loss = loss or joint_loss
         self.record = record
         self.max_batch_items = max_batch_items
         self.cfg: dict[str, Any] = {"labels": {}, "auxiliary": [], "points": {}, "exit": None}
         self.trained_here = False
         self._task_names = tasks
+        self._frozen: MultiExitModule | None = None
         self._pending: list[PendingGradient] = []
         self._deferred: tuple[Optimizer, float] | None = None
         self._nlp: Callable[[], Language | None] = weakref.ref(nlp)
@@ -273,13 +282,23 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         docs = [eg.predicted for eg in examples]
         listening = self._listening()
         request = Request(docs, sampler=self.self_sampling, states=bool(listening))
+        if self.self_sampling is not None and self.self_sampling.frozen:
+            if self._frozen is None:
+                self._frozen = copy.deepcopy(module_of(self.model))
+            request.teacher = self._frozen
         if not self.tasks:
             request.criterion = self.criterion
         output, backprop = self.model.begin_update(request)
         gold = self._gold(examples, output)
         loss = None
         if output.layer_scores and any((ids != IGNORE).any() for ids in gold.values()):
-            loss = joint_loss(output.layer_scores, gold, output.slices, self.n_layers)
+            loss = self.loss(
+                output.layer_scores,
+                gold,
+                output.slices,
+                self.n_layers,
+                teacher=output.teacher_scores,
+            )
             losses[self.name] += float(loss.detach())
         pending = PendingGradient(backprop, loss)
         if listening:
@@ -515,6 +534,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         own["cfg"] = {**self.cfg, "auxiliary": self.active_tasks}
         own["consumers"] = [c for c in self.consumers if set(c.tasks) <= set(self.active_tasks)]
         own["_pending"] = []
+        own["_frozen"] = None
         own["_exit"] = self._exit_here()
         return rebuild, args, (*state[:-1], own)
 

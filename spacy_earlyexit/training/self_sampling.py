@@ -22,6 +22,8 @@ class SelfSampling:
     thresholds (List[float]): Thresholds to draw from.
     aggressive (float): Share of units that get the smallest window and largest threshold.
     full_depth (float): Share of units that run to the last layer.
+    frozen (bool): Who decides: a frozen copy of the model as it was when stage 2 began, run at full
+        depth; or the model that is being trained.
     """
 
     def __init__(
@@ -30,16 +32,19 @@ class SelfSampling:
         thresholds: Sequence[float],
         aggressive: float,
         full_depth: float,
+        frozen: bool,
     ):
         self.windows = list(windows)
         self.thresholds = list(thresholds)
         self.aggressive = aggressive
         self.full_depth = full_depth
+        self.frozen = frozen
 
-    def __call__(self, n_units: int) -> "SampledExit":
+    def __call__(self, n_units: int, doubts: Sequence[Tensor] | None = None) -> "SampledExit":
         """Uses torch's seeded generator, so that a seed reproduces the draw.
 
         n_units (int): Units of the batch.
+        doubts (Optional[Sequence[Tensor]]): What the frozen copy says, see SampledExit.
         RETURNS (SampledExit): The criterion for this batch.
         """
         window = torch.tensor(self.windows)[torch.randint(len(self.windows), (n_units,))]
@@ -49,15 +54,20 @@ class SelfSampling:
         window[aggressive] = min(self.windows)
         threshold[aggressive] = max(self.thresholds)
         threshold[kind >= 1.0 - self.full_depth] = 0.0
-        return SampledExit(threshold, window)
+        return SampledExit(threshold, window, doubts)
 
 
 class SampledExit:
-    """TOKEE with a threshold and a window per unit of the original batch, shapes (n_units,)."""
+    """TOKEE with a threshold and a window per unit of the original batch, shapes (n_units,).
 
-    def __init__(self, threshold: Tensor, window: Tensor):
+    doubts (Optional[Sequence[Tensor]]): The uncertainties to go by, per layer those of all words of
+        the original batch, shape (n_words,). None: those at hand.
+    """
+
+    def __init__(self, threshold: Tensor, window: Tensor, doubts: Sequence[Tensor] | None = None):
         self.threshold = threshold
         self.window = window
+        self.doubts = doubts
 
     def checks(self, layer: int) -> bool:
         return bool((self.threshold > 0).any())
@@ -66,6 +76,8 @@ class SampledExit:
         unit = torch.as_tensor(words.unit_id)[words.word_unit.cpu()]
         threshold = self.threshold[unit].to(uncertainty.device)
         window = self.window[unit].to(uncertainty.device)
+        if self.doubts is not None:
+            uncertainty = self.doubts[layer - 1][torch.as_tensor(words.word_id)]
         worst = torch.empty_like(uncertainty)
         for size in sorted(set(self.window.tolist())):
             own = window == size
@@ -84,11 +96,13 @@ def make_self_sampling(
     thresholds: list[float],
     aggressive: float = 0.2,
     full_depth: float = 0.4,
+    frozen: bool = False,
 ) -> SelfSampling:
     """Registered as spacy-earlyexit.SelfSampling.v1; for `self_sampling` of the transformer.
 
     The paper's code draws full widths {5, …, 15} (that is windows 2 … 7) and thresholds
-    {.01, .03, .05, .1, .15, .2, .25}; of ten sentences two are aggressive, four at full depth.
+    {.01, .03, .05, .1, .15, .2, .25}; of ten sentences two are aggressive, four at full depth; the
+    frozen model of stage 1 decides.
 
     RAISES (ValueError): If a setting is impossible.
     """
@@ -108,4 +122,4 @@ def make_self_sampling(
                 value=(aggressive, full_depth),
             )
         )
-    return SelfSampling(windows, thresholds, aggressive, full_depth)
+    return SelfSampling(windows, thresholds, aggressive, full_depth, frozen)
