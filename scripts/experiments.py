@@ -1,0 +1,148 @@
+"""Train and score variants of both stages; a result that lies there is not made again."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import spacy
+import srsly
+import typer
+from report import markdown_table, number, percent
+from spacy.cli.train import train
+from spacy.training import Corpus
+from wasabi import msg
+from wasabi import table as text_table
+
+from spacy_earlyexit.calibration import Probe, find_threshold
+from spacy_earlyexit.criteria import ExitCriterion, TokenExit
+from spacy_earlyexit.evaluation import compare_settings, find_transformer
+from spacy_earlyexit.files import write_bytes, write_json
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = {"stage1": ROOT / "configs" / "joint.cfg", "stage2": ROOT / "configs/self_sampling.cfg"}
+SPEEDUPS = (2.0, 3.0, 4.0, 5.0)
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command("run")
+def run_cli(
+    encoder: Annotated[str, typer.Option(help="Hub name or folder of a Hugging Face encoder")],
+    plan: Annotated[Path, typer.Option(exists=True)] = ROOT / "configs" / "experiments.yml",
+    only: Annotated[str, typer.Option(help="Names of experiments, with commas; all")] = "",
+    output: Annotated[Path, typer.Option(help="Folder for the results")] = Path(
+        "metrics/experiments"
+    ),
+    models: Annotated[Path, typer.Option(help="Folder for the pipelines")] = Path("training"),
+    mixed_precision: Annotated[bool, typer.Option(help="Train with bfloat16 products")] = False,
+    limit: Annotated[int, typer.Option(help="First dev documents only, 0 for all")] = 0,
+) -> None:
+    """Run what the plan names and has no result yet."""
+    spec = srsly.read_yaml(plan)
+    names = only.split(",") if only else list(spec["experiments"])
+    unknown = sorted(set(names) - set(spec["experiments"]))
+    if unknown:
+        msg.fail(f"{plan} has no experiment {', '.join(unknown)}", exits=1)
+    for name in names:
+        own = spec["experiments"][name]
+        for seed in own.get("seeds", [0]):
+            path = output / f"{name}-{seed}.json"
+            if path.exists():
+                msg.info(f"{path} is there")
+                continue
+            msg.divider(f"{name}, seed {seed}")
+            corpus = spec["corpora"][own["corpus"]]
+            common = {**corpus["settings"], "paths.encoder": encoder, "system.seed": seed}
+            common["corpora.dev.limit"] = limit
+            common["components.transformer.model.mixed_precision"] = mixed_precision
+            result = run_experiment(own, corpus, common, models / own["corpus"])
+            write_json(path, {"name": name, "seed": seed, **own, **result})
+
+
+def run_experiment(
+    own: dict[str, Any], corpus: dict[str, Any], common: dict[str, Any], models: Path
+) -> dict[str, Any]:
+    """Train both stages, or take stage 1 from where it lies, and score on dev.
+
+    own (Dict): The experiment: settings by stage, over those of the configs.
+    corpus (Dict): Settings by stage of its corpus.
+    common (Dict): Settings of both stages.
+    models (Path): Folder for the pipelines. A stage-1 pipeline goes by its settings.
+    RETURNS (Dict[str, Any]): Scores of each stage that the experiment names.
+    """
+    stage1 = {**common, **corpus["stage1"], **own.get("stage1", {})}
+    path = models / "joint"
+    if own.get("stage1") or stage1["system.seed"]:
+        key = json.dumps(stage1, sort_keys=True).encode()
+        path = models / f"joint-{hashlib.sha256(key).hexdigest()[:8]}"
+    if not (path / "model-best").exists():
+        train(CONFIGS["stage1"], path, overrides=stage1)
+    best = path / "model-best"
+    if "stage2" not in own:
+        return {"rows": score(best, common)}
+    stage2 = {**common, **corpus["stage2"], "paths.stage1": str(best), **own["stage2"]}
+    key = json.dumps(stage2, sort_keys=True).encode()
+    path = models / f"self-sampling-{hashlib.sha256(key).hexdigest()[:8]}"
+    train(CONFIGS["stage2"], path, overrides=stage2)
+    return {"rows": score(path / "model-best", common)}
+
+
+def score(pipeline: Path, common: dict[str, Any]) -> list[dict[str, Any]]:
+    """Dev scores at full depth and at each speed-up: the rows of compare_settings, untimed."""
+    nlp = spacy.load(pipeline)
+    transformer = find_transformer(nlp)
+    limit = common["corpora.dev.limit"]
+    dev = list(Corpus(common["paths.dev"], gold_preproc=True, limit=limit)(nlp))
+    probe = Probe(transformer, dev, partial(TokenExit, window=2))
+    settings: dict[str, ExitCriterion | None] = {"full depth": None}
+    for speedup in SPEEDUPS:
+        try:
+            settings[f"{speedup:g}x"] = find_threshold(probe, speedup).criterion
+        except ValueError as error:  # out of reach: the other rows still stand
+            msg.warn(str(error))
+    return compare_settings(nlp, transformer, dev, settings, repeats=0)
+
+
+@app.command("table")
+def table_cli(
+    results: Annotated[Path, typer.Option(exists=True)] = Path("metrics/experiments"),
+    page: Annotated[Path | None, typer.Option(help="Replace the table in this file")] = None,
+) -> None:
+    """Print the results: dev scores at full depth, and what is lost at each MAC speed-up."""
+    header, rows = table([srsly.read_json(path) for path in sorted(results.glob("*.json"))])
+    print(text_table(rows, header=header, divider=True, max_col=60))
+    if page:
+        begin, end = "<!-- experiments: begin -->", "<!-- experiments: end -->"
+        text = page.read_text(encoding="utf8")
+        if begin not in text or end not in text:
+            msg.fail(f"{page} has no lines '{begin}' and '{end}'", exits=1)
+        before, after = text.split(begin)[0], text.split(end)[1]
+        content = f"{before}{begin}\n{markdown_table(header, rows)}\n{end}{after}"
+        write_bytes(page, content.encode())
+
+
+def table(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """A row per experiment and score: at full depth, then the change at each speed-up."""
+    header = ["experiment", "seed", "score", "full depth", *(f"{s:g}×" for s in SPEEDUPS)]
+    rows = []
+    for result in results:
+        by_setting = {row["setting"]: row for row in result["rows"]}
+        full = by_setting["full depth"]
+        for key in ("ents_f", "tag_acc"):
+            if key not in full:
+                continue
+            changes = [
+                number(100 * (by_setting[name][key] - full[key]), "+.2f")
+                if (name := f"{speedup:g}x") in by_setting
+                else ""
+                for speedup in SPEEDUPS
+            ]
+            rows.append([result["name"], str(result["seed"]), key, percent(full[key]), *changes])
+    return header, rows
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,130 @@
+"""The runner of experiments: what it trains, what it shares, what it does not do again."""
+
+import json
+
+import pytest
+import spacy
+import srsly
+from conftest import ROOT, load_script, make_examples
+from spacy.tokens import DocBin
+from typer.testing import CliRunner
+
+script = load_script("experiments")
+runner = CliRunner()
+SHORT = {"training.max_steps": 2, "training.eval_frequency": 2}
+
+
+@pytest.fixture
+def run(encoder, tmp_path):
+    """Runs a plan of three experiments on the six sentences."""
+    nlp = spacy.blank("en")
+    corpus = str(tmp_path / "tiny.spacy")
+    DocBin(docs=[eg.reference for eg in make_examples(nlp)]).to_disk(corpus)
+    weights = {f"training.score_weights.{key}_acc": None for key in ("tag", "pos")}
+    plan = {
+        "corpora": {
+            "tiny": {
+                "settings": {
+                    "paths.train": corpus,
+                    "paths.dev": corpus,
+                    "nlp.pipeline": ["transformer", "ner"],
+                    **weights,
+                },
+                "stage1": {**SHORT, "training.score_weights.ents_f": 1.0},
+                "stage2": SHORT,
+            }
+        },
+        "experiments": {
+            "first": {"corpus": "tiny"},
+            "special": {
+                "corpus": "tiny",
+                "stage2": {"components.transformer.model.special_share": 0.5},
+            },
+            "uniform": {
+                "corpus": "tiny",
+                "stage1": {
+                    "components.transformer.loss": {
+                        "@misc": "spacy-earlyexit.JointLoss.v1",
+                        "layer_weights": "uniform",
+                    }
+                },
+            },
+        },
+    }
+    srsly.write_yaml(tmp_path / "plan.yml", plan)
+    folders = ["--output", str(tmp_path / "results"), "--models", str(tmp_path / "models")]
+
+    def call(*args):
+        plan_path = str(tmp_path / "plan.yml")
+        return runner.invoke(
+            script.app, ["run", "--encoder", encoder, "--plan", plan_path, *folders, *args]
+        )
+
+    return call
+
+
+@pytest.mark.slow
+def test_runs_what_has_no_result_and_shares_stage_one(run, tmp_path):
+    done = run("--only", "first")
+    assert done.exit_code == 0, done.output
+    first = tmp_path / "models" / "tiny" / "joint" / "model-best"
+    made = (first / "meta.json").stat().st_mtime_ns
+    done = run()
+    assert done.exit_code == 0, done.output
+    assert "is there" in done.output
+    assert (first / "meta.json").stat().st_mtime_ns == made
+    models = sorted(path.name.rpartition("-")[0] for path in first.parent.parent.iterdir())
+    assert models == ["", "joint", "self-sampling"], "uniform trains a stage 1 of its own"
+    results = {path.stem: srsly.read_json(path) for path in (tmp_path / "results").iterdir()}
+    assert set(results) == {"first-0", "special-0", "uniform-0"}
+    assert results["special-0"]["stage2"] == {"components.transformer.model.special_share": 0.5}
+    for result in results.values():
+        assert result["rows"][0]["setting"] == "full depth"
+        assert result["rows"][0]["exit_speedup"] == 1.0
+    trained = next((tmp_path / "models" / "tiny").glob("self-sampling-*"))
+    config = spacy.util.load_config(trained / "model-best" / "config.cfg")
+    assert config["components"]["transformer"]["model"]["special_share"] == 0.5
+
+    page = tmp_path / "page.md"
+    page.write_text("a\n<!-- experiments: begin -->\nold\n<!-- experiments: end -->\nb\n")
+    table = runner.invoke(
+        script.app, ["table", "--results", str(tmp_path / "results"), "--page", str(page)]
+    )
+    assert table.exit_code == 0, table.output
+    text = page.read_text()
+    assert text.startswith("a\n<!--") and text.endswith("-->\nb\n") and "old" not in text
+    assert text.count("| ents_f |") == 3
+
+
+def test_unknown_experiment(run):
+    done = run("--only", "other,first")
+    assert done.exit_code == 1 and "no experiment other" in done.output
+
+
+def test_table_says_what_is_lost():
+    rows = [
+        {"setting": "full depth", "ents_f": 0.75, "tag_acc": 0.95},
+        {"setting": "2x", "ents_f": 0.74, "tag_acc": 0.955},
+        {"setting": "4x", "ents_f": 0.7, "tag_acc": 0.9},
+    ]
+    header, table = script.table([{"name": "x", "seed": 1, "rows": rows}])
+    assert header[3:] == ["full depth", "2×", "3×", "4×", "5×"]
+    assert table == [
+        ["x", "1", "ents_f", "75.00", "-1.00", "", "-5.00", ""],
+        ["x", "1", "tag_acc", "95.00", "+0.50", "", "-5.00", ""],
+    ]
+
+
+def test_the_plan_names_settings_that_exist():
+    """Every setting of the shipped plan stands over one of the configs."""
+    plan = srsly.read_yaml(ROOT / "configs" / "experiments.yml")
+    for own in plan["experiments"].values():
+        corpus = plan["corpora"][own["corpus"]]
+        for stage, config in script.CONFIGS.items():
+            settings = {**corpus["settings"], **corpus[stage], **own.get(stage, {})}
+            loaded = spacy.util.load_config(config, overrides=json.loads(json.dumps(settings)))
+            for path, value in settings.items():
+                node = loaded
+                for key in path.split("."):
+                    node = node[key]
+                assert node == value
