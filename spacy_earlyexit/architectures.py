@@ -42,6 +42,8 @@ class Request:
     tasks (Optional[Sequence[str]]): The tasks that are scored and rule the exit; None for all.
     max_rows (int): The budget of rows of one batch in prediction.
     states (bool): Return the rows at exit, for listeners.
+    every_layer (bool): In prediction, return the scores of every layer.
+    pieces (Optional[Pieces]): The pieces of the documents, if they are known already.
     """
 
     docs: list[Doc]
@@ -50,6 +52,8 @@ class Request:
     tasks: Sequence[str] | None = None
     max_rows: int = 4096
     states: bool = False
+    every_layer: bool = False
+    pieces: Pieces | None = None
 
 
 @dataclass
@@ -65,6 +69,8 @@ class MultiExitOutput:
     layer_scores (List[Tuple[int, Tensor, Tensor]]): In training: layer, words, scores with graph.
     states (Optional[Tensor]): Rows at exit in the pieces' order, shape (n_rows, H), if asked for;
         in training with graph.
+    every_layer (Optional[ndarray]): In prediction, the scores of every layer, shape
+        (n_layers, n_words, n_classes), if asked for. Only at full depth are they all there.
     """
 
     pieces: Pieces
@@ -76,6 +82,7 @@ class MultiExitOutput:
     macs_full: np.ndarray
     layer_scores: list[tuple[int, Tensor, Tensor]]
     states: Tensor | None = None
+    every_layer: np.ndarray | None = None
 
 
 Backprop = Callable[..., list]
@@ -197,7 +204,7 @@ def _forward(
     """
     request = X if isinstance(X, Request) else Request(X)
     module = module_of(model)
-    pieces = model.layers[0].predict(request.docs)
+    pieces = request.pieces or model.layers[0].predict(request.docs)
     tasks = list(module.offramps.classes) if request.tasks is None else list(request.tasks)
     if is_train:
         module.offramps.dropout.p = model.attrs["dropout_rate"]
@@ -210,8 +217,23 @@ def _predict(
     module: MultiExitModule, pieces: Pieces, request: Request, tasks: list[str]
 ) -> MultiExitOutput:
     output = _empty_output(module, pieces, request, tasks)
+    if request.every_layer:
+        shape = (module.encoder.config.n_layers, *output.scores.shape)
+        output.every_layer = np.zeros(shape, dtype=np.float32)
     for units in pieces.batches(request.max_rows):
-        batch, out = run(module, pieces, units, request.criterion, tasks, states=request.states)
+        batch, out = run(
+            module,
+            pieces,
+            units,
+            request.criterion,
+            tasks,
+            every_offramp=request.every_layer,
+            states=request.states,
+        )
+        if output.every_layer is not None:
+            for layer, words, scores in out.layer_scores:
+                own = batch.pieces_word[words.cpu().numpy()]
+                output.every_layer[layer - 1, own] = scores.cpu().numpy()
         if output.states is not None and out.states is not None:
             output.states[batch.upload(batch.pieces_row)] = out.states
         words = batch.pieces_word

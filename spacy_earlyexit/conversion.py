@@ -1,12 +1,10 @@
 """Conversion of a pipeline that uses spacy-transformers: same encoder and heads, with exits."""
 
 import copy
-import shutil
 import statistics
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from .architectures import module_of
 from .encoders.families import FAMILIES, SUPPORTED
 from .errors import Errors
 from .evaluation import component_scores, depth_scores, find_transformer
+from .files import beside, check_output, put
 from .pipeline.transformer import EarlyExitTransformer
 from .training.own_labels import prepare, read, tokens_of
 
@@ -155,14 +154,6 @@ def check_settings(labels: str, speedups: Sequence[float], point: str, learn_rat
         raise ValueError(Errors.E019.format(setting="learn_rate", expected="> 0", value=learn_rate))
 
 
-def check_output(output: Path, force: bool) -> None:
-    """RAISES (ValueError): If something is there that must not be replaced."""
-    if output.is_dir() and (force or not any(output.iterdir())):
-        return
-    if output.exists():
-        raise ValueError(Errors.E030.format(path=output))
-
-
 def find_stock(nlp: Language) -> str:
     """The spacy-transformers component of a pipeline that can be converted.
 
@@ -205,32 +196,6 @@ def find_stock(nlp: Language) -> str:
 def _layers(pipe: Any) -> Iterable[Any]:
     model: Any = getattr(pipe, "model", None)
     return model.walk() if hasattr(model, "walk") else ()
-
-
-@contextmanager
-def beside(output: Path) -> Iterator[Path]:
-    """A folder beside the output, so that a rename brings the result in place; removed at the end,
-    whatever happens.
-    """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent)
-    try:
-        yield Path(folder)
-    finally:
-        shutil.rmtree(folder)
-
-
-def put(new: Path, output: Path, old: Path) -> None:
-    """Rename a folder to the output; what is there is moved away first, and back on failure."""
-    replaces = output.exists()
-    if replaces:
-        output.rename(old)
-    try:
-        new.rename(output)
-    except OSError:
-        if replaces:
-            old.rename(output)
-        raise
 
 
 def sections(nlp: Language) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from .criteria import ExitCriterion
 from .encoders import Encoder, EncoderConfig, EncoderLayer
-from .offramps import OffRamps, uncertainty
+from .offramps import OffRamps
 from .pieces import Pieces, ranges
 
 
@@ -320,7 +320,7 @@ def run(
             layer_scores.append((number, batch.upload(batch.word_id), scores))
         if not deciding:
             continue
-        doubt = uncertainty(scores.detach(), slices)
+        doubt = offramps.uncertainty(number, scores.detach(), slices)
         if last or criterion is None:
             leaving = batch.active
         else:

@@ -74,15 +74,38 @@ def depth_scores(examples: Sequence[Example]) -> dict[str, float]:
     }
 
 
-def bare_doc(doc: Doc) -> Doc:
-    """The tokens of a Doc with nothing on them but sentence boundaries."""
-    starts: list[bool | int | None] = [token.is_sent_start for token in doc]
+def bare_doc(doc: Doc, *, sentences: bool = True) -> Doc:
+    """The tokens of a Doc with nothing on them.
+
+    sentences (bool): Keep sentence boundaries, if there are any.
+    """
+    starts: list[bool | int | None] = [token.is_sent_start for token in doc] if sentences else []
     return Doc(
         doc.vocab,
         words=[token.text for token in doc],
         spaces=[bool(token.whitespace_) for token in doc],
         sent_starts=starts if any(s is not None for s in starts) else None,
     )
+
+
+def fresh_docs(transformer: "EarlyExitTransformer", examples: Sequence[Example]) -> list[Doc]:
+    """Docs as they come to a transformer: tokens, and what the components in front of it say.
+
+    Sentence boundaries are taken over only where no component of the pipeline finds them: those
+    of a Doc that went through the pipeline are its answer, not part of the question.
+
+    transformer (EarlyExitTransformer): In its pipeline.
+    examples (Sequence[Example]): Their predicted Docs give the tokens.
+    RETURNS (List[Doc]): New Docs.
+    """
+    nlp = transformer.nlp
+    finders = {"token.is_sent_start", "doc.sents"}
+    found = any(finders & set(nlp.get_pipe_meta(name).assigns) for name in nlp.pipe_names)
+    docs = [bare_doc(eg.predicted, sentences=not found) for eg in examples]
+    at = nlp.pipe_names.index(transformer.name)
+    if at > 0:
+        docs = list(nlp.pipe(docs, disable=nlp.pipe_names[at:]))
+    return docs
 
 
 def component_scores(

@@ -23,6 +23,7 @@ from ..errors import Errors
 from ..extensions import install_extensions, record
 from ..forks import one_thread_in_forks
 from ..offramps import IGNORE, joint_loss
+from ..pieces import Pieces
 from ..tasks import Task, class_ids, get_task
 from ..training.self_sampling import SelfSampling
 from .consumer import ExitConsumer
@@ -180,10 +181,18 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
 
     # --- prediction ------------------------------------------------------------------------
 
-    def predict(self, docs: Iterable[Doc]) -> MultiExitOutput:
+    def predict(
+        self,
+        docs: Iterable[Doc],
+        *,
+        pieces: Pieces | None = None,
+        every_layer: bool = False,
+    ) -> MultiExitOutput:
         """Encode Docs under the current exit setting, without changing them.
 
         docs (Iterable[Doc]): The documents.
+        pieces (Optional[Pieces]): Their pieces, if an earlier output had them.
+        every_layer (bool): Keep the scores of every layer.
         RETURNS (MultiExitOutput): Scores and exit layers of their words.
         """
         self._settle()
@@ -194,6 +203,8 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
                 tasks=self.active_tasks,
                 max_rows=self.max_batch_items,
                 states=self._states_wanted(),
+                every_layer=every_layer,
+                pieces=pieces,
             )
         )
 
@@ -276,7 +287,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         if not self.tasks:
             request.criterion = self.criterion
         output, backprop = self.model.begin_update(request)
-        gold = self._gold(examples, output)
+        gold = self.gold(examples, output.pieces)
         loss = None
         if output.layer_scores and any((ids != IGNORE).any() for ids in gold.values()):
             loss = joint_loss(output.layer_scores, gold, output.slices, self.n_layers)
@@ -337,9 +348,14 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
     def get_loss(self, examples: Any, scores: Any) -> None:
         """The loss is part of `update`; here for the API."""
 
-    def _gold(self, examples: list[Example], output: MultiExitOutput) -> dict[str, torch.Tensor]:
-        """Gold class of every word of the output, per task; IGNORE where there is none."""
-        pieces = output.pieces
+    def gold(self, examples: Sequence[Example], pieces: Pieces) -> dict[str, torch.Tensor]:
+        """What the off-ramps should say.
+
+        examples (Sequence[Example]): Predicted and gold Docs.
+        pieces (Pieces): The pieces of the predicted Docs.
+        RETURNS (Dict[str, Tensor]): Per task the gold class of every word, shape (n_words,), on the
+            model's device; IGNORE where there is none, or another unit speaks for the word.
+        """
         offsets = np.cumsum([0] + [len(eg.predicted) for eg in examples])
         at = offsets[pieces.word_doc] + pieces.word_token
         device = next(module_of(self.model).parameters()).device
@@ -447,6 +463,8 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         if wanted != stored:
             raise ValueError(Errors.E018.format(path=path, old=stored, new=wanted))
         self.model.from_bytes(stage1.model.to_bytes())
+        # What was fitted for weights that now change.
+        module_of(self.model).offramps.temperature.fill_(1.0)
         self.cfg["labels"] = stored
 
     def _check_consumers(self) -> None:
