@@ -231,8 +231,8 @@ def _predict(
             states=request.states,
         )
         if output.every_layer is not None:
-            for layer, words, scores in out.layer_scores:
-                own = batch.pieces_word[words.cpu().numpy()]
+            for layer, at, scores in out.layer_scores:
+                own = batch.pieces_word[at.cpu().numpy()]
                 output.every_layer[layer - 1, own] = scores.cpu().numpy()
         if output.states is not None and out.states is not None:
             output.states[batch.upload(batch.pieces_row)] = out.states

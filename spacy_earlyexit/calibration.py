@@ -181,11 +181,12 @@ class Curve:
     def speedup_at(self, threshold: float) -> float:
         return float(np.interp(np.log(threshold), np.log(self.thresholds), self.speedups))
 
-    def score_for(self, speedup: float) -> float:
-        """RETURNS (float): -inf for a speed-up out of reach."""
-        if speedup > self.speedups[-1]:
-            return -math.inf
-        return float(np.interp(speedup, self.speedups, self.scores))
+    def promise(self, speedup: float) -> tuple[float, float]:
+        """RETURNS (Tuple[float, float]): How much of a speed-up can be had, and the score there; of
+        two candidates the better one is greater.
+        """
+        reached = float(min(self.speedups[-1] / speedup, 1.0))
+        return reached, float(np.interp(speedup, self.speedups, self.scores))
 
     def fastest(self, score: float) -> float:
         """RETURNS (float): The largest speed-up with at least this score; 1 if there is none."""
@@ -228,7 +229,7 @@ def find_threshold(
             break
         if curve is not None:
             threshold = _aim(sweep, curve, speedup)
-            if low < threshold < high:
+            if low < threshold <= high and threshold not in sweep.seen:
                 sweep.at(threshold)
                 continue
         share = 0.5
@@ -267,6 +268,66 @@ class Candidate:
         return TokenExit(thresholds, self.window)
 
 
+@dataclass(frozen=True)
+class Search:
+    """What operating points are looked for, and among what.
+
+    speedups (Sequence[float]): MAC speed-ups.
+    max_losses (Sequence[float]): How far the dev score may be below that of full depth.
+    windows (Sequence[int]): Windows of token exit.
+    schedules (Sequence[str]): Out of SCHEDULES.
+    sentence (bool): Sentence exit, not token exit.
+    prefix (str): Put before the points' names.
+    temperatures (bool): Fit them; else they stay as they are.
+    finalists (int): Candidates that are run for each target.
+    """
+
+    speedups: Sequence[float] = (2.0, 3.0, 4.0)
+    max_losses: Sequence[float] = (0.0,)
+    windows: Sequence[int] = (0, 1, 2, 3, 4, 5)
+    schedules: Sequence[str] = tuple(SCHEDULES)
+    sentence: bool = False
+    prefix: str = ""
+    temperatures: bool = True
+    finalists: int = 3
+
+    def __post_init__(self) -> None:
+        """RAISES (ValueError): If a setting is impossible."""
+        known = bool(self.schedules) and set(self.schedules) <= set(SCHEDULES)
+        checks: list[tuple[str, str, bool]] = [
+            ("speedups", "numbers > 1", all(s > 1 for s in self.speedups)),
+            ("max_losses", "shares in [0, 1)", all(0 <= x < 1 for x in self.max_losses)),
+            ("windows", "whole numbers >= 0", bool(self.windows) and min(self.windows) >= 0),
+            ("schedules", f"some of {', '.join(SCHEDULES)}", known),
+            ("finalists", "1 or more", self.finalists >= 1),
+        ]
+        for setting, expected, fine in checks:
+            if not fine:
+                value = getattr(self, setting)
+                raise ValueError(
+                    Errors.E019.format(setting=setting, expected=expected, value=value)
+                )
+
+    def speed_point(self, speedup: float) -> str:
+        """RETURNS (str): The name of the point for a speed-up, such as "2x"."""
+        return f"{self.prefix}{speedup:g}x"
+
+    def loss_point(self, loss: float) -> str:
+        """RETURNS (str): That for an allowed loss: "lossless", "within-0.01"."""
+        return f"{self.prefix}within-{loss:g}" if loss else f"{self.prefix}lossless"
+
+    @property
+    def points(self) -> list[str]:
+        """RETURNS (List[str]): The names of all points that are looked for."""
+        speeds = [self.speed_point(speedup) for speedup in self.speedups]
+        return speeds + [self.loss_point(loss) for loss in self.max_losses]
+
+    def candidates(self, n_layers: int) -> list[Candidate]:
+        """RETURNS (List[Candidate]): All that is tried."""
+        windows = [None] if self.sentence else sorted(set(self.windows))
+        return [Candidate(s, w, n_layers) for s in dict.fromkeys(self.schedules) for w in windows]
+
+
 @dataclass
 class Calibration:
     """What calibrate found.
@@ -275,29 +336,16 @@ class Calibration:
     points (Dict[str, Measurement]): The operating points, by name.
     missed (Dict[str, str]): Why there is no point of this name.
     runs (List[Measurement]): All runs, full depth too.
-    curve (List[Tuple[float, float]]): Speed-up and score that the recording promises at best, by
-        the off-ramps' own labels.
     """
 
     full: Measurement
     points: dict[str, Measurement]
     missed: dict[str, str]
     runs: list[Measurement]
-    curve: list[tuple[float, float]]
 
 
 def calibrate(
-    transformer: "EarlyExitTransformer",
-    examples: Sequence[Example],
-    *,
-    speedups: Sequence[float] = (2.0, 3.0, 4.0),
-    max_losses: Sequence[float] = (0.0,),
-    windows: Sequence[int] = (0, 1, 2, 3, 4, 5),
-    schedules: Sequence[str] = tuple(SCHEDULES),
-    sentence: bool = False,
-    prefix: str = "",
-    temperatures: bool = True,
-    finalists: int = 3,
+    transformer: "EarlyExitTransformer", examples: Sequence[Example], search: Search
 ) -> Calibration:
     """Fit temperatures, and find the best setting for each speed-up, and the fastest for each loss.
 
@@ -307,31 +355,19 @@ def calibrate(
 
     transformer (EarlyExitTransformer): In its pipeline. It gets the temperatures, not the points.
     examples (Sequence[Example]): Dev data.
-    speedups (Sequence[float]): MAC speed-ups.
-    max_losses (Sequence[float]): How far the dev score may be below that of full depth.
-    windows (Sequence[int]): Windows of token exit.
-    schedules (Sequence[str]): Out of SCHEDULES.
-    sentence (bool): Sentence exit, not token exit.
-    prefix (str): Put before the points' names.
-    temperatures (bool): Fit them; else they stay as they are.
-    finalists (int): Candidates that are run for each target.
+    search (Search): What is looked for.
     RETURNS (Calibration): Points and runs.
-    RAISES (ValueError): If a setting is impossible, or there is nothing to score by.
+    RAISES (ValueError): If there is nothing to score by.
     """
-    check_calibration(speedups, max_losses, windows, schedules, finalists)
     probe = Probe(transformer, examples)
     with tqdm(total=1, desc="full depth", unit="target", disable=None, leave=False) as bar:
         recording, full = probe.record()
         if not full.scores:
             raise ValueError(Errors.E040.format(name=transformer.name))
-        if temperatures:
+        if search.temperatures:
             recording.fit_temperatures()
-        candidates = [
-            Candidate(schedule, window, transformer.n_layers)
-            for schedule in schedules
-            for window in ([None] if sentence else sorted(set(windows)))
-        ]
-        bar.reset(total=1 + len(candidates) + len(speedups) + len(max_losses))
+        candidates = search.candidates(transformer.n_layers)
+        bar.reset(total=1 + len(candidates) + len(search.points))
         bar.update()
         bar.set_description("replays")
         curves: dict[Candidate, Curve] = {}
@@ -339,92 +375,51 @@ def calibrate(
             curves[candidate] = Curve(recording, candidate)
             bar.update()
         sweeps = {candidate: Sweep(probe, candidate) for candidate in candidates}
-        points: dict[str, Measurement] = {}
         missed: dict[str, str] = {}
-        for speedup in speedups:
-            name = point_name(speedup, prefix)
+        for speedup in search.speedups:
+            name = search.speed_point(speedup)
             bar.set_description(name)
-            ranked = sorted(curves, key=lambda c: curves[c].score_for(speedup), reverse=True)
-            tried = [(sweeps[c], curves[c]) for c in ranked[:finalists]]
-            try:
-                points[name] = _best_at(tried, speedup)
-            except ValueError as error:
-                missed[name] = str(error)
+            ranked = sorted(curves, key=lambda c: curves[c].promise(speedup), reverse=True)
+            for candidate in ranked[: search.finalists]:
+                try:
+                    find_threshold(sweeps[candidate], speedup, curve=curves[candidate])
+                except ValueError as error:
+                    missed[name] = str(error)
             bar.update()
         at_full = recording.replay(None).score
-        for loss in max_losses:
-            name = loss_name(loss, prefix)
+        for loss in search.max_losses:
+            name = search.loss_point(loss)
             bar.set_description(name)
             promised = {c: curves[c].fastest(at_full - loss) for c in curves}
             ranked = sorted(promised, key=lambda c: promised[c], reverse=True)
-            for candidate in ranked[:finalists]:
+            for candidate in ranked[: search.finalists]:
                 _push(sweeps[candidate], curves[candidate], promised[candidate], full.score - loss)
-            enough = [m for m in probe.runs[1:] if m.score >= full.score - loss and m.speedup > 1]
-            if enough:
-                points[name] = max(enough, key=lambda m: m.speedup)
-            else:
-                missed[name] = Errors.E041.format(loss=loss, score=full.score)
             bar.update()
-    reached = np.geomspace(1.0, max(curve.speedups[-1] for curve in curves.values()), 50)
-    best = [max(curve.score_for(s) for curve in curves.values()) for s in reached.tolist()]
-    promise = list(zip(reached.tolist(), best, strict=True))
-    return Calibration(full, points, missed, probe.runs, promise)
+    # Every run counts, whatever it was made for.
+    fast = [run for run in probe.runs if run.speedup > 1]
+    points: dict[str, Measurement] = {}
+    for speedup in search.speedups:
+        at = [run for run in fast if abs(run.speedup / speedup - 1) <= TOLERANCE]
+        over = [run for run in fast if run.speedup > speedup]
+        if at or over:  # words leave in steps: what is a little faster may be as near as it gets
+            best = max(at, key=_score) if at else min(over, key=_speedup)
+            points[search.speed_point(speedup)] = best
+    for loss in search.max_losses:
+        enough = [run for run in fast if run.score >= full.score - loss]
+        if enough:
+            points[search.loss_point(loss)] = max(enough, key=_speedup)
+        else:
+            missed[search.loss_point(loss)] = Errors.E041.format(loss=loss, score=full.score)
+    missed = {name: reason for name, reason in missed.items() if name not in points}
+    return Calibration(full, points, missed, probe.runs)
 
 
-def check_calibration(
-    speedups: Sequence[float],
-    max_losses: Sequence[float],
-    windows: Sequence[int],
-    schedules: Sequence[str],
-    finalists: int,
-) -> None:
-    """RAISES (ValueError): If a setting is impossible."""
-    known = ", ".join(SCHEDULES)
-    checks: list[tuple[str, str, Any, bool]] = [
-        ("speedups", "numbers > 1", speedups, all(s > 1 for s in speedups)),
-        ("max_loss", "shares in [0, 1)", max_losses, all(0 <= x < 1 for x in max_losses)),
-        ("windows", "whole numbers >= 0", windows, bool(windows) and min(windows) >= 0),
-        (
-            "schedules",
-            f"out of {known}",
-            schedules,
-            bool(schedules) and set(schedules) <= set(SCHEDULES),
-        ),
-        ("finalists", "1 or more", finalists, finalists >= 1),
-    ]
-    for setting, expected, value, fine in checks:
-        if not fine:
-            value = list(value) if isinstance(value, Sequence) else value
-            raise ValueError(Errors.E019.format(setting=setting, expected=expected, value=value))
+def _score(run: Measurement) -> float:
+    return run.score
 
 
-def point_name(speedup: float, prefix: str = "") -> str:
-    """RETURNS (str): The name of the point for a speed-up, such as "2x"."""
-    return f"{prefix}{speedup:g}x"
-
-
-def loss_name(loss: float, prefix: str = "") -> str:
-    """RETURNS (str): The name of the point for an allowed loss: "lossless", "within-0.01"."""
-    return f"{prefix}within-{loss:g}" if loss else f"{prefix}lossless"
-
-
-def _best_at(tried: Sequence[tuple[Sweep, Curve]], speedup: float) -> Measurement:
-    """The run with the best score among those at a speed-up; if none got there, the nearest.
-
-    RAISES (ValueError): If all are slower.
-    """
-    found: list[Measurement] = []
-    for sweep, curve in tried:
-        try:
-            found.append(find_threshold(sweep, speedup, curve=curve))
-        except ValueError as error:
-            reason = error
-    if not found:
-        raise reason
-    near = [m for m in found if abs(m.speedup / speedup - 1) <= TOLERANCE]
-    if near:
-        return max(near, key=lambda m: m.score)
-    return min(found, key=lambda m: abs(m.speedup / speedup - 1))
+def _speedup(run: Measurement) -> float:
+    return run.speedup
 
 
 def _push(sweep: Sweep, curve: Curve, promised: float, floor: float, max_runs: int = 4) -> None:

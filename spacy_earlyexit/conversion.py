@@ -24,10 +24,10 @@ from .encoders.families import FAMILIES, SUPPORTED
 from .errors import Errors
 from .evaluation import component_scores, depth_scores, find_transformer
 from .files import beside, check_output, put
+from .pipeline.exit_setting import FULL_DEPTH
 from .pipeline.transformer import EarlyExitTransformer
 from .training.own_labels import prepare, read, tokens_of
 
-FULL = "full"
 LABELS = ("fill", "gold", "own")
 # In stage 1 only linear classifiers learn, which bear the rate that configs/joint.cfg gives them.
 STAGE1_RATE = 3e-4
@@ -118,17 +118,19 @@ def convert(
             nlp = train_all(nlp, steps=stage2_steps, learn_rate=learn_rate, **settings)
 
         transformer = find_transformer(nlp)
-        if point != FULL and point not in transformer.points:
-            msg.warn(Errors.E036.format(point=point, points=", ".join([FULL, *transformer.points])))
-            point = FULL
-        systems = [System("original", original), System("full depth", nlp, transformer, FULL)]
+        if point != FULL_DEPTH and point not in transformer.points:
+            msg.warn(
+                Errors.E036.format(point=point, points=", ".join([FULL_DEPTH, *transformer.points]))
+            )
+            point = FULL_DEPTH
+        systems = [System("original", original), System("full depth", nlp, transformer, FULL_DEPTH)]
         systems += [System(at, nlp, transformer, at) for at in transformer.points]
         rows = compare(systems, folder / "dev.spacy", repeats=repeats)
-        in_force = "full depth" if point == FULL else point
+        in_force = "full depth" if point == FULL_DEPTH else point
         for row in rows:
             row["in_force"] = row["system"] == in_force
 
-        transformer.exit = None if point == FULL else point
+        transformer.exit = None if point == FULL_DEPTH else point
         # How this command trained is of no use to anybody: its data are gone.
         for section, value in source_config.items():
             nlp.config[section] = value
@@ -146,7 +148,7 @@ def check_settings(labels: str, speedups: Sequence[float], point: str, learn_rat
         raise ValueError(
             Errors.E019.format(setting="speedups", expected="numbers > 1", value=list(speedups))
         )
-    names = [FULL, *(f"{speedup:g}x" for speedup in speedups)]
+    names = [FULL_DEPTH, *(f"{speedup:g}x" for speedup in speedups)]
     if point not in names:
         expected = f"one of {', '.join(names)}"
         raise ValueError(Errors.E019.format(setting="point", expected=expected, value=point))

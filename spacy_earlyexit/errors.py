@@ -155,6 +155,13 @@ class Errors:
         "No run that was faster than full depth stayed within {loss:g} of its dev score "
         "({score:.4f}). Allow a larger --max-loss."
     )
+    E042 = "There are no words to evaluate on in {path}."
+    E043 = (
+        "In force stays {criterion}, whose thresholds were chosen at other temperatures. Put a "
+        "point in force instead with --exit, or leave the temperatures as they are with "
+        "--no-temperatures."
+    )
+    E044 = "Pictures need matplotlib: pip install 'spacy-earlyexit[plots]'. Or leave --plot out."
 
 
 class Warnings:

@@ -20,8 +20,9 @@ from .criteria import ExitCriterion
 from .engine import MultiExitModule, layer_macs
 from .offramps import IGNORE
 from .pieces import Pieces
+from .tasks import is_bio
 
-# Outside of this a temperature says that there was too little to fit it on, or nothing wrong.
+# Where nothing is wrong, colder is always better; where nothing is right, hotter.
 COLDEST, HOTTEST = 0.1, 10.0
 
 
@@ -192,11 +193,6 @@ def label_score(
     expected, found = (_entities(ids, classes, unit) for ids in (gold, predicted))
     total = len(expected) + len(found)
     return 2 * len(np.intersect1d(expected, found, assume_unique=True)) / total if total else 1.0
-
-
-def is_bio(classes: Sequence[str]) -> bool:
-    """Whether classes are O, and B-x and I-x for each label."""
-    return "O" in classes and all(c == "O" or c.startswith(("B-", "I-")) for c in classes)
 
 
 def _entities(ids: np.ndarray, classes: Sequence[str], unit: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from wasabi import msg
 
-from ..errors import Errors
+from .tables import parse_speedups, print_speeds
 
 
 class Labels(str, Enum):
@@ -102,37 +102,10 @@ def convert_cli(
     msg.text(summary(rows))
 
 
-def parse_speedups(text: str) -> list[float]:
-    """RETURNS (List[float]): The numbers between the commas.
-
-    RAISES (ValueError): If one is no number.
-    """
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        expected = "numbers with commas between them"
-        raise ValueError(
-            Errors.E019.format(setting="speedups", expected=expected, value=text)
-        ) from None
-
-
 def print_rows(rows: Sequence[dict[str, Any]]) -> None:
     """Print what convert returned as a table."""
-    scores = list(rows[0]["scores"])
-    timed = "words_per_second" in rows[0]
-    header = ["", *scores, "exit layer", "MAC speed-up"]
-    header += ["words/s", "wall-clock speed-up"] if timed else []
-    table = []
-    for row in rows:
-        cells = [f"{row['system']} (in force)" if row["in_force"] else row["system"]]
-        cells += [f"{100 * row['scores'].get(key, 0.0):.2f}" for key in scores]
-        cells += [f"{row['exit_layer_mean']:.2f}", f"{row['exit_speedup']:.2f}x"]
-        if timed:
-            cells += [f"{row['words_per_second']:,.0f}", f"{row['wall_speedup']:.2f}x"]
-        table.append(tuple(cells))
-    msg.divider("On the dev data")
-    aligns: list[Any] = ["l", *"r" * (len(header) - 1)]
-    msg.table(table, header=header, divider=True, aligns=aligns, max_col=200)
+    names = [f"{row['system']} (in force)" if row["in_force"] else row["system"] for row in rows]
+    print_speeds("On the dev data", names, rows)
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> str:

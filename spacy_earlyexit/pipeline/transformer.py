@@ -179,6 +179,17 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         """RETURNS (Tuple[str]): All tasks' labels."""
         return tuple(label for labels in self.label_data.values() for label in labels)
 
+    @property
+    def temperatures(self) -> dict[str, list[float]]:
+        """RETURNS (Dict[str, List[float]]): What divides the scores of each task before their
+        uncertainty is taken, per layer. 1 until `spacy earlyexit calibrate` fits them.
+        """
+        try:
+            offramps = module_of(self.model).offramps
+        except ValueError:  # no weights yet
+            return {}
+        return dict(zip(offramps.classes, offramps.temperature.T.tolist(), strict=True))
+
     # --- prediction ------------------------------------------------------------------------
 
     def predict(
@@ -395,7 +406,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         self._task_names = self.find_tasks(examples)
         # Frozen and sourced components are disabled while spacy train initialises.
         behind = self.components_behind(disabled=True)
-        own = {task for _, pipe in behind for task in self._tasks_of(pipe)}
+        own = {task for _, pipe in behind for task in self.tasks_of(pipe)}
         self.cfg["auxiliary"] = [task for task in self._task_names if task not in own]
         if init_from is not None:
             self._init_from(Path(init_from), labels)
@@ -406,7 +417,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
                 for name, task in self._task_objects().items()
             }
             self.model.initialize()
-        self._resolve(self._exit)
+        self.resolve(self._exit)
         self._check_consumers()
         self._set_widths()
 
@@ -421,7 +432,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         if self._task_names is not None:
             return self._task_names
         behind = self.components_behind(disabled=True)
-        components = [(pipe, self._tasks_of(pipe)) for _, pipe in behind]
+        components = [(pipe, self.tasks_of(pipe)) for _, pipe in behind]
         wanted = dict.fromkeys(task for _, tasks in components for task in tasks)
         read = {task for pipe, tasks in components if self._feeds(pipe) for task in tasks}
         annotated = [
@@ -519,7 +530,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
                 registry.resolve({"e": stored})["e"] if isinstance(stored, dict) else stored
             )
         if self.model.has_dim("nO"):
-            self._resolve(self._exit)  # a wrong setting fails here, not at the first text
+            self.resolve(self._exit)  # a wrong setting fails here, not at the first text
         self._scrub_config()
         return self
 
