@@ -37,7 +37,7 @@ def plot_scores(
     runs: Sequence[tuple[float, float]] = (),
     full: float | None = None,
 ) -> list[Path]:
-    """Draw dev scores against MAC speed-ups.
+    """Draw scores against MAC speed-ups.
 
     path (Path): The file; without a suffix, .svg and .png are written.
     points (Sequence[Tuple[str, float, float]]): Name, speed-up and score of what is named.
@@ -63,7 +63,7 @@ def plot_scores(
             textcoords="offset points",
             fontsize=9,
         )
-    axes.set(xlabel="MAC speed-up", ylabel="score", title=title)
+    axes.set(xlabel="MAC speed-up", ylabel="score (%)", title=title)
     axes.xaxis.set_major_formatter("{x:g}×")
     axes.margins(x=0.08, y=0.12)
     axes.spines[["top", "right"]].set_visible(False)

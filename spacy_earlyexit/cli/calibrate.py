@@ -9,6 +9,7 @@ from wasabi import msg
 
 from ..errors import Errors
 from .info import format_block, format_temperatures
+from .options import CodePath, Force, GoldPreproc, GpuId, Limit, Plot
 from .tables import parse_list, parse_speedups, print_table
 
 if TYPE_CHECKING:
@@ -66,22 +67,12 @@ def calibrate_cli(
     finalists: Annotated[
         int, typer.Option(help="Candidates that are run for each point", min=1)
     ] = 3,
-    gold_preproc: Annotated[
-        bool, typer.Option("--gold-preproc", "-G", help="Use gold tokens and sentences")
-    ] = False,
-    limit: Annotated[int, typer.Option(help="First documents only, 0 for all", min=0)] = 0,
-    plot: Annotated[
-        Path | None,
-        typer.Option(help="Picture of score against speed-up: .svg, .png; no suffix: both"),
-    ] = None,
-    gpu_id: Annotated[int, typer.Option("--gpu-id", "-g", help="GPU ID or -1 for CPU")] = -1,
-    force: Annotated[
-        bool, typer.Option("--force", "-F", help="Replace the output folder if it exists")
-    ] = False,
-    code_path: Annotated[
-        Path | None,
-        typer.Option("--code", "-c", help="Python file with registered functions to import first"),
-    ] = None,
+    gold_preproc: GoldPreproc = False,
+    limit: Limit = 0,
+    plot: Plot = None,
+    gpu_id: GpuId = -1,
+    force: Force = False,
+    code_path: CodePath = None,
 ) -> None:
     """Find operating points of a trained pipeline on dev data: for each speed-up the setting with
     the best score, and the fastest that lose no more than allowed. They are saved with a copy of

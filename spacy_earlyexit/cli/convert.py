@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from wasabi import msg
 
+from .options import CodePath, Force, GpuId
 from .tables import parse_speedups, print_speeds
 
 
@@ -59,14 +60,9 @@ def convert_cli(
     ] = "2x",
     repeats: Annotated[int, typer.Option(help="Timed rounds (medians); 0: scores only")] = 3,
     seed: Annotated[int, typer.Option(help="Random seed")] = 0,
-    gpu_id: Annotated[int, typer.Option("--gpu-id", "-g", help="GPU ID or -1 for CPU")] = -1,
-    force: Annotated[
-        bool, typer.Option("--force", "-F", help="Replace the output folder if it exists")
-    ] = False,
-    code_path: Annotated[
-        Path | None,
-        typer.Option("--code", "-c", help="Python file with registered functions to import first"),
-    ] = None,
+    gpu_id: GpuId = -1,
+    force: Force = False,
+    code_path: CodePath = None,
 ) -> None:
     """Make a pipeline that uses spacy-transformers faster: keep its encoder and heads, add exits,
     train them, and show what was gained and lost on dev data.

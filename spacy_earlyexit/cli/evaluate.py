@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 from wasabi import msg
 
+from .options import CodePath, GoldPreproc, GpuId, Limit, Plot
 from .tables import parse_list, print_speeds, print_table
 
 LABELS_SHOWN = 12
@@ -21,22 +22,14 @@ def evaluate_cli(
         str, typer.Option(help="Operating points, with commas; without it, all that there are")
     ] = "",
     repeats: Annotated[int, typer.Option(help="Timed rounds (medians); 0: scores only", min=0)] = 5,
-    gold_preproc: Annotated[
-        bool, typer.Option("--gold-preproc", "-G", help="Use gold tokens and sentences")
-    ] = False,
+    gold_preproc: GoldPreproc = False,
     raw_text: Annotated[
         bool, typer.Option("--raw-text", help="With gold tokens: one more row from the raw text")
     ] = False,
-    limit: Annotated[int, typer.Option(help="First documents only, 0 for all", min=0)] = 0,
-    plot: Annotated[
-        Path | None,
-        typer.Option(help="Picture of score against speed-up: .svg, .png; no suffix: both"),
-    ] = None,
-    gpu_id: Annotated[int, typer.Option("--gpu-id", "-g", help="GPU ID or -1 for CPU")] = -1,
-    code_path: Annotated[
-        Path | None,
-        typer.Option("--code", "-c", help="Python file with registered functions to import first"),
-    ] = None,
+    limit: Limit = 0,
+    plot: Plot = None,
+    gpu_id: GpuId = -1,
+    code_path: CodePath = None,
 ) -> None:
     """Score and time a pipeline at full depth and at its operating points, and show how deep its
     words go.

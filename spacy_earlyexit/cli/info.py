@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from wasabi import msg
 
+from .options import CodePath
 from .tables import print_table
 
 if TYPE_CHECKING:
@@ -19,10 +20,7 @@ LABELS_SHOWN = 12
 def info_cli(
     pipeline: Annotated[str, typer.Argument(help="Folder or package of a trained pipeline")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables")] = False,
-    code_path: Annotated[
-        Path | None,
-        typer.Option("--code", "-c", help="Python file with registered functions to import first"),
-    ] = None,
+    code_path: CodePath = None,
 ) -> None:
     """Show what is inside a pipeline with an earlyexit_transformer: its encoder, its tasks and
     who reads them, how words exit, operating points and temperatures.
