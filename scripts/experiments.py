@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,9 +15,8 @@ from spacy.training import Corpus
 from wasabi import msg
 from wasabi import table as text_table
 
-from spacy_earlyexit.calibration import Probe, find_threshold
-from spacy_earlyexit.criteria import ExitCriterion, TokenExit
-from spacy_earlyexit.evaluation import compare_settings, find_transformer
+from spacy_earlyexit.calibration import Search, calibrate
+from spacy_earlyexit.evaluation import find_transformer
 from spacy_earlyexit.files import write_bytes, write_json
 
 ROOT = Path(__file__).parent.parent
@@ -91,19 +89,18 @@ def run_experiment(
 
 
 def score(pipeline: Path, common: dict[str, Any]) -> list[dict[str, Any]]:
-    """Dev scores at full depth and at each speed-up: the rows of compare_settings, untimed."""
+    """Dev scores at full depth and at the best setting of token exit for each speed-up."""
     nlp = spacy.load(pipeline)
     transformer = find_transformer(nlp)
     limit = common["corpora.dev.limit"]
     dev = list(Corpus(common["paths.dev"], gold_preproc=True, limit=limit)(nlp))
-    probe = Probe(transformer, dev, partial(TokenExit, window=2))
-    settings: dict[str, ExitCriterion | None] = {"full depth": None}
-    for speedup in SPEEDUPS:
-        try:
-            settings[f"{speedup:g}x"] = find_threshold(probe, speedup).criterion
-        except ValueError as error:  # out of reach: the other rows still stand
-            msg.warn(str(error))
-    return compare_settings(nlp, transformer, dev, settings, repeats=0)
+    found = calibrate(transformer, dev, Search(speedups=SPEEDUPS, max_losses=(), finalists=2))
+    for name, reason in found.missed.items():  # the other rows still stand
+        msg.warn(f"{name} left out: {reason}")
+    return [
+        {"setting": name, **run.to_point(), **run.scores}
+        for name, run in {"full depth": found.full, **found.points}.items()
+    ]
 
 
 @app.command("table")

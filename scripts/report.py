@@ -9,6 +9,7 @@ import typer
 from wasabi import msg
 from wasabi import table as text_table
 
+from spacy_earlyexit.evaluation import FORMAT
 from spacy_earlyexit.files import write_bytes
 
 # The scores that have a column where they were measured, and what the plain peer calls them.
@@ -28,11 +29,17 @@ def report_cli(
     readme: Annotated[Path | None, typer.Option(help="Replace the table in this file")] = None,
 ) -> None:
     """Print the table of what a run measured: the plain peer, stage 1, stage 2."""
-    figures = [
-        json.loads(path.read_text(encoding="utf8"))
-        for part in ("plain*", "joint", "self_sampling")
-        for path in sorted(metrics.glob(f"{name}_{part}.json"))
-    ]
+    figures = []
+    for part in ("plain*", "joint", "self_sampling"):
+        for path in sorted(metrics.glob(f"{name}_{part}.json")):
+            figures.append(json.loads(path.read_text(encoding="utf8")))
+            found = figures[-1].get("format")
+            if figures[-1].get("system") != "plain" and found != FORMAT:
+                msg.fail(
+                    f"{path} is of the format {found}, not {FORMAT}",
+                    f"Make it anew: python -m spacy project run {name}-evaluate",
+                    exits=1,
+                )
     if not figures:
         msg.fail(f"There is no {metrics / name}_*.json: run the workflow first", exits=1)
     header, rows, notes = report(figures)
@@ -52,14 +59,15 @@ def report_cli(
 
 
 def report(figures: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]], list[str]]:
-    """figures (Sequence[Dict]): Plain metrics (of train_plain.py) and pipelines (of evaluate.py).
+    """figures (Sequence[Dict]): Plain metrics (of train_plain.py) and pipelines (of spacy
+        earlyexit evaluate).
 
     RETURNS (Tuple[List[str], List[List[str]], List[str]]): Header, rows, and lines that say where
         it was measured. Scores are of test, in percent.
     """
     plain = {own["task"]: own for own in figures if own.get("system") == "plain"}
     pipelines = [own for own in figures if own.get("system") != "plain"]
-    measured = {key for own in pipelines for row in own["rows"] for key in row}
+    measured = {key for own in pipelines for row in own["rows"] for key in row["scores"]}
     known = [key for key, (_, task, _) in SCORES.items() if key in measured or task in plain]
     header = ["system", "dev score", *(SCORES[key][0] for key in known), *COSTS]
     rows: list[list[str]] = []
@@ -83,9 +91,9 @@ def report(figures: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]
         for row in own["rows"]:
             rows.append(
                 [
-                    f"{stage}, {row['setting']}",
+                    f"{stage}, {setting_name(row)}",
                     percent(row.get("dev_score")),
-                    *(percent(row.get(key)) for key in known),
+                    *(percent(row["scores"].get(key)) for key in known),
                     number(row["exit_layer_mean"], ".2f"),
                     number(row["exit_speedup"], ".2f", "×"),
                     number(row.get("words_per_second"), ",.0f"),
@@ -97,6 +105,14 @@ def report(figures: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]
             f"{own['machine']['cpu']}, torch {own['versions']['torch']}."
         )
     return header, rows, sorted(notes)
+
+
+def setting_name(row: dict[str, Any]) -> str:
+    """What a point is: full depth, or a kind of exit at a speed."""
+    if row["exit"] is None:
+        return row["point"].replace("full", "full depth", 1)
+    kind = "sentence" if "SentenceExit" in row["exit"]["@misc"] else "token"
+    return f"{kind} exit {row['point'].removeprefix(f'{kind}-')}"
 
 
 def percent(score: float | None) -> str:

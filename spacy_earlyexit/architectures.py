@@ -44,6 +44,8 @@ class Request:
     tasks (Optional[Sequence[str]]): The tasks that are scored and rule the exit; None for all.
     max_rows (int): The budget of rows of one batch in prediction.
     states (bool): Return the rows at exit, for listeners.
+    every_layer (bool): In prediction, return the scores of every layer.
+    pieces (Optional[Pieces]): The pieces of the documents, if they are known already.
     """
 
     docs: list[Doc]
@@ -53,6 +55,8 @@ class Request:
     tasks: Sequence[str] | None = None
     max_rows: int = 4096
     states: bool = False
+    every_layer: bool = False
+    pieces: Pieces | None = None
 
 
 @dataclass
@@ -70,6 +74,8 @@ class MultiExitOutput:
         in training with graph.
     teacher_scores (Optional[Tensor]): In training: the teacher's last scores, if there is one,
         shape (n_words, n_classes).
+    every_layer (Optional[ndarray]): In prediction, the scores of every layer, shape
+        (n_layers, n_words, n_classes), if asked for. Only at full depth are they all there.
     """
 
     pieces: Pieces
@@ -82,6 +88,7 @@ class MultiExitOutput:
     layer_scores: list[tuple[int, Tensor, Tensor]]
     states: Tensor | None = None
     teacher_scores: Tensor | None = None
+    every_layer: np.ndarray | None = None
 
 
 Backprop = Callable[..., list]
@@ -222,7 +229,7 @@ def _forward(
     """
     request = X if isinstance(X, Request) else Request(X)
     module = module_of(model)
-    pieces = model.layers[0].predict(request.docs)
+    pieces = request.pieces or model.layers[0].predict(request.docs)
     tasks = list(module.offramps.classes) if request.tasks is None else list(request.tasks)
     if is_train:
         module.offramps.dropout.p = model.attrs["dropout_rate"]
@@ -235,10 +242,24 @@ def _predict(
     module: MultiExitModule, pieces: Pieces, request: Request, tasks: list[str], rules: Rules
 ) -> MultiExitOutput:
     output = _empty_output(module, pieces, request, tasks)
+    if request.every_layer:
+        shape = (module.encoder.config.n_layers, *output.scores.shape)
+        output.every_layer = np.zeros(shape, dtype=np.float32)
     for units in pieces.batches(request.max_rows):
         batch, out = run(
-            module, pieces, units, request.criterion, tasks, rules=rules, states=request.states
+            module,
+            pieces,
+            units,
+            request.criterion,
+            tasks,
+            rules=rules,
+            every_offramp=request.every_layer,
+            states=request.states,
         )
+        if output.every_layer is not None:
+            for layer, at, scores in out.layer_scores:
+                own = batch.pieces_word[at.cpu().numpy()]
+                output.every_layer[layer - 1, own] = scores.cpu().numpy()
         if output.states is not None and out.states is not None:
             output.states[batch.upload(batch.pieces_row)] = out.states
         words = batch.pieces_word

@@ -1,12 +1,10 @@
 """Conversion of a pipeline that uses spacy-transformers: same encoder and heads, with exits."""
 
 import copy
-import shutil
 import statistics
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,10 +23,11 @@ from .architectures import module_of
 from .encoders.families import FAMILIES, SUPPORTED
 from .errors import Errors
 from .evaluation import component_scores, depth_scores, find_transformer
+from .files import beside, check_output, put
+from .pipeline.exit_setting import FULL_DEPTH
 from .pipeline.transformer import EarlyExitTransformer
 from .training.own_labels import prepare, read, tokens_of
 
-FULL = "full"
 LABELS = ("fill", "gold", "own")
 # In stage 1 only linear classifiers learn, which bear the rate that configs/joint.cfg gives them.
 STAGE1_RATE = 3e-4
@@ -119,17 +118,19 @@ def convert(
             nlp = train_all(nlp, steps=stage2_steps, learn_rate=learn_rate, **settings)
 
         transformer = find_transformer(nlp)
-        if point != FULL and point not in transformer.points:
-            msg.warn(Errors.E036.format(point=point, points=", ".join([FULL, *transformer.points])))
-            point = FULL
-        systems = [System("original", original), System("full depth", nlp, transformer, FULL)]
+        if point != FULL_DEPTH and point not in transformer.points:
+            msg.warn(
+                Errors.E036.format(point=point, points=", ".join([FULL_DEPTH, *transformer.points]))
+            )
+            point = FULL_DEPTH
+        systems = [System("original", original), System("full depth", nlp, transformer, FULL_DEPTH)]
         systems += [System(at, nlp, transformer, at) for at in transformer.points]
         rows = compare(systems, folder / "dev.spacy", repeats=repeats)
-        in_force = "full depth" if point == FULL else point
+        in_force = "full depth" if point == FULL_DEPTH else point
         for row in rows:
             row["in_force"] = row["system"] == in_force
 
-        transformer.exit = None if point == FULL else point
+        transformer.exit = None if point == FULL_DEPTH else point
         # How this command trained is of no use to anybody: its data are gone.
         for section, value in source_config.items():
             nlp.config[section] = value
@@ -147,20 +148,12 @@ def check_settings(labels: str, speedups: Sequence[float], point: str, learn_rat
         raise ValueError(
             Errors.E019.format(setting="speedups", expected="numbers > 1", value=list(speedups))
         )
-    names = [FULL, *(f"{speedup:g}x" for speedup in speedups)]
+    names = [FULL_DEPTH, *(f"{speedup:g}x" for speedup in speedups)]
     if point not in names:
         expected = f"one of {', '.join(names)}"
         raise ValueError(Errors.E019.format(setting="point", expected=expected, value=point))
     if learn_rate <= 0:
         raise ValueError(Errors.E019.format(setting="learn_rate", expected="> 0", value=learn_rate))
-
-
-def check_output(output: Path, force: bool) -> None:
-    """RAISES (ValueError): If something is there that must not be replaced."""
-    if output.is_dir() and (force or not any(output.iterdir())):
-        return
-    if output.exists():
-        raise ValueError(Errors.E030.format(path=output))
 
 
 def find_stock(nlp: Language) -> str:
@@ -205,32 +198,6 @@ def find_stock(nlp: Language) -> str:
 def _layers(pipe: Any) -> Iterable[Any]:
     model: Any = getattr(pipe, "model", None)
     return model.walk() if hasattr(model, "walk") else ()
-
-
-@contextmanager
-def beside(output: Path) -> Iterator[Path]:
-    """A folder beside the output, so that a rename brings the result in place; removed at the end,
-    whatever happens.
-    """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent)
-    try:
-        yield Path(folder)
-    finally:
-        shutil.rmtree(folder)
-
-
-def put(new: Path, output: Path, old: Path) -> None:
-    """Rename a folder to the output; what is there is moved away first, and back on failure."""
-    replaces = output.exists()
-    if replaces:
-        output.rename(old)
-    try:
-        new.rename(output)
-    except OSError:
-        if replaces:
-            old.rename(output)
-        raise
 
 
 def sections(nlp: Language) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from .criteria import UNIT_GAP, ExitCriterion
 from .encoders import Encoder, EncoderConfig, EncoderLayer
-from .offramps import OffRamps, uncertainty
+from .offramps import OffRamps
 from .pieces import Pieces, ranges
 
 
@@ -160,11 +160,9 @@ class Batch:
         self.word_row_host = word_row
         self.word_row = self.upload(word_row)
         self.n_words = np.bincount(word_unit, minlength=self.n_units)
-        gap = np.diff(word_id, prepend=word_id[:1])
-        gap[np.flatnonzero(np.diff(word_unit)) + 1] = UNIT_GAP
-        self.word_gap_host = gap
-        self.word_gap = self.upload(gap)
-        self.n_gaps = int((gap > 1).sum())
+        self.word_gap_host = word_gaps(word_unit, word_id)
+        self.word_gap = self.upload(self.word_gap_host)
+        self.n_gaps = int((self.word_gap_host > 1).sum())
         self._plan(active)
 
     def upload(self, index: np.ndarray) -> Tensor:
@@ -190,7 +188,7 @@ class Batch:
             they are.
         """
         active = self.active & ~leaving
-        keep_word = self._in_reach(active)
+        keep_word = in_reach(active, self.word_unit_host, self.word_gap_host, self.rules.reach)
         if keep_word.all():
             self._plan(active)
             return None
@@ -219,22 +217,6 @@ class Batch:
         )
         return rows
 
-    def _in_reach(self, active: np.ndarray) -> np.ndarray:
-        """The words that stay, shape (n_words,), bool."""
-        unit, reach = self.word_unit_host, self.rules.reach
-        if reach is None:
-            live = np.zeros(self.n_units, dtype=bool)
-            live[unit[active]] = True
-            return live[unit]
-        place = np.cumsum(np.minimum(self.word_gap_host, reach + 1))
-        at = place[active]
-        if not len(at):
-            return active
-        after = np.searchsorted(at, place)
-        before = np.maximum(after - 1, 0)
-        after = np.minimum(after, len(at) - 1)
-        return np.minimum(np.abs(place - at[before]), np.abs(at[after] - place)) <= reach
-
     def word_vectors(self, hidden: Tensor) -> Tensor:
         """What the off-ramps see of each word.
 
@@ -257,6 +239,38 @@ class Batch:
         for first, last in itertools.pairwise(edges.tolist()):
             counts = self.n_active[first:last]
             yield _Group(starts[first:last] - starts[first], counts, int(self.lengths[first]), self)
+
+
+def word_gaps(word_unit: np.ndarray, word_id: np.ndarray) -> np.ndarray:
+    """How far words lie behind one another, as criteria.Words has it, shape (n_words,).
+
+    word_unit, word_id (ndarray): Unit and original place of each word, shape (n_words,).
+    """
+    gap = np.diff(word_id, prepend=word_id[:1])
+    gap[np.flatnonzero(np.diff(word_unit)) + 1] = UNIT_GAP
+    return gap
+
+
+def in_reach(
+    active: np.ndarray, word_unit: np.ndarray, word_gap: np.ndarray, reach: int | None
+) -> np.ndarray:
+    """The words that an active word of their unit still reaches, shape (n_words,), bool.
+
+    active, word_unit, word_gap (ndarray): Of each word, shape (n_words,).
+    reach (Optional[int]): See Rules.
+    """
+    if not active.any():
+        return active
+    if reach is None:
+        live = np.zeros(int(word_unit[-1]) + 1, dtype=bool)
+        live[word_unit[active]] = True
+        return live[word_unit]
+    place = np.cumsum(np.minimum(word_gap, reach + 1))
+    at = place[active]
+    after = np.searchsorted(at, place)
+    before = np.maximum(after - 1, 0)
+    after = np.minimum(after, len(at) - 1)
+    return np.minimum(np.abs(place - at[before]), np.abs(at[after] - place)) <= reach
 
 
 def _regroup(
@@ -425,7 +439,7 @@ def run(
             layer_scores.append((number, batch.upload(batch.word_id), scores))
         if not deciding:
             continue
-        doubt = uncertainty(scores.detach(), slices)
+        doubt = offramps.uncertainty(number, scores.detach(), slices)
         if last or criterion is None:
             leaving = batch.active
         else:

@@ -139,6 +139,29 @@ class Errors:
         "The encoder of '{name}' ({encoder}) is of the family '{family}', which is not supported. "
         "Supported families: {supported}."
     )
+    E038 = (
+        "There is nothing to calibrate '{name}' on: {n_words} words, and tasks that rule the exit "
+        "are needed. Give dev data with text, to a pipeline that was trained with tasks."
+    )
+    E039 = (
+        "The scores of all layers for {n_words:,} words would take {gigabytes:.1f} GiB. Calibrate "
+        "on fewer documents with --limit."
+    )
+    E040 = (
+        "The dev data have gold for none of the components behind '{name}', so that nothing can be "
+        "scored. Annotate them, or enable the components that they are annotated for."
+    )
+    E041 = (
+        "No run that was faster than full depth stayed within {loss:g} of its dev score "
+        "({score:.4f}). Allow a larger --max-loss."
+    )
+    E042 = "There are no words to evaluate on in {path}."
+    E043 = (
+        "In force stays {criterion}, whose thresholds were chosen at other temperatures. Put a "
+        "point in force instead with --exit, or leave the temperatures as they are with "
+        "--no-temperatures."
+    )
+    E044 = "Pictures need matplotlib: pip install 'spacy-earlyexit[plots]'. Or leave --plot out."
 
 
 class Warnings:

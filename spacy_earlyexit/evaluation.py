@@ -1,22 +1,32 @@
 """Scores of depth and cost, and speed-accuracy tables."""
 
+import platform
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import spacy
+import torch
 from spacy.language import Language
 from spacy.tokens import Doc
-from spacy.training import Example
+from spacy.training import Corpus, Example
 from tqdm import tqdm
 
+from .errors import Errors
 from .extensions import exit_layers, exit_stats
+from .tasks import get_task, is_bio
 
 if TYPE_CHECKING:
     from .criteria import ExitCriterion
     from .pipeline.consumer import ExitConsumer
     from .pipeline.transformer import EarlyExitTransformer
+
+# What evaluate returns, and scripts/report.py reads.
+FORMAT = "spacy-earlyexit.evaluation.v1"
 
 
 def find_transformer(nlp: Language) -> "EarlyExitTransformer":
@@ -74,15 +84,38 @@ def depth_scores(examples: Sequence[Example]) -> dict[str, float]:
     }
 
 
-def bare_doc(doc: Doc) -> Doc:
-    """The tokens of a Doc with nothing on them but sentence boundaries."""
-    starts: list[bool | int | None] = [token.is_sent_start for token in doc]
+def bare_doc(doc: Doc, *, sentences: bool = True) -> Doc:
+    """The tokens of a Doc with nothing on them.
+
+    sentences (bool): Keep sentence boundaries, if there are any.
+    """
+    starts: list[bool | int | None] = [token.is_sent_start for token in doc] if sentences else []
     return Doc(
         doc.vocab,
         words=[token.text for token in doc],
         spaces=[bool(token.whitespace_) for token in doc],
         sent_starts=starts if any(s is not None for s in starts) else None,
     )
+
+
+def fresh_docs(transformer: "EarlyExitTransformer", examples: Sequence[Example]) -> list[Doc]:
+    """Docs as they come to a transformer: tokens, and what the components in front of it say.
+
+    Sentence boundaries are taken over only where no component of the pipeline finds them: those
+    of a Doc that went through the pipeline are its answer, not part of the question.
+
+    transformer (EarlyExitTransformer): In its pipeline.
+    examples (Sequence[Example]): Their predicted Docs give the tokens.
+    RETURNS (List[Doc]): New Docs.
+    """
+    nlp = transformer.nlp
+    finders = {"token.is_sent_start", "doc.sents"}
+    found = any(finders & set(nlp.get_pipe_meta(name).assigns) for name in nlp.pipe_names)
+    docs = [bare_doc(eg.predicted, sentences=not found) for eg in examples]
+    at = nlp.pipe_names.index(transformer.name)
+    if at > 0:
+        docs = list(nlp.pipe(docs, disable=nlp.pipe_names[at:]))
+    return docs
 
 
 def component_scores(
@@ -113,7 +146,7 @@ def component_scores(
     return found, sum(means) / len(means) if means else 0.0
 
 
-def compare_settings(
+def measure_points(
     nlp: Language,
     transformer: "EarlyExitTransformer",
     examples: Sequence[Example],
@@ -124,7 +157,8 @@ def compare_settings(
     """Score and time exit settings of one pipeline, interleaved, on the same Docs.
 
     One round warms up and gives the scores; then every round times each setting once with
-    nlp.pipe, from Docs with tokens to annotated Docs.
+    nlp.pipe, from Docs with tokens to annotated Docs. Full depth, which MACs compare with, runs the
+    last off-ramp only.
 
     nlp (Language): The pipeline.
     transformer (EarlyExitTransformer): Its transformer.
@@ -132,9 +166,10 @@ def compare_settings(
     settings (Mapping[str, Union[None, str, ExitCriterion]]): Exit settings by name; the first is
         what wall-clock speed-ups compare with.
     repeats (int): Timed rounds; 0 for scores only.
-    RETURNS (List[Dict[str, Any]]): A row per setting: setting, exit (its block), scores,
-        exit_layer_mean, exit_speedup (MACs), words_per_second (median), spread (its least and
-        greatest), wall_speedup.
+    RETURNS (List[Dict[str, Any]]): A row per setting: point (its name), exit (its block), scores,
+        exit_layer_mean, exit_speedup (MACs), macs (in all), exit_layer_shares (of the words, per
+        layer), tasks (of each: scores, and of each gold label: words, exit_layer_mean); and if
+        timed words_per_second (median), spread (its least and greatest), wall_speedup.
     """
     n_words = sum(len(eg.predicted) for eg in examples)
     seconds: dict[str, list[float]] = {name: [] for name in settings}
@@ -154,10 +189,9 @@ def compare_settings(
                         Example(doc, eg.reference) for doc, eg in zip(done, examples, strict=True)
                     ]
                     rows[name] = {
-                        "setting": name,
+                        "point": name,
                         "exit": criterion.to_config() if criterion else None,
-                        **component_scores(transformer.components_behind(), nlp, scored)[0],
-                        **depth_scores(scored),
+                        **describe_run(nlp, transformer, scored),
                     }
                 else:
                     seconds[name].append(elapsed)
@@ -169,3 +203,120 @@ def compare_settings(
             rows[name]["spread"] = [n_words / max(times), n_words / min(times)]
             rows[name]["wall_speedup"] = base / statistics.median(times)
     return list(rows.values())
+
+
+def describe_run(
+    nlp: Language, transformer: "EarlyExitTransformer", examples: Sequence[Example]
+) -> dict[str, Any]:
+    """Scores and depths of one run; see measure_points.
+
+    examples (Sequence[Example]): Examples with predictions.
+    """
+    scores: dict[str, float] = {}
+    tasks: dict[str, dict[str, Any]] = {
+        task: {"scores": {}, "labels": depth_by_label(task, transformer, examples)}
+        for task in transformer.active_tasks
+    }
+    for name, pipe in transformer.components_behind():
+        own, _ = component_scores([(name, pipe)], nlp, examples)
+        scores.update(own)
+        read = transformer.tasks_of(pipe)
+        for task in read:
+            tasks[task]["scores"].update(
+                {k: v for k, v in own.items() if len(read) == 1 or k.startswith(f"{task}_")}
+            )
+    layers = np.asarray([layer for eg in examples for layer in exit_layers(eg.predicted)], int)
+    counts = np.bincount(layers, minlength=transformer.n_layers + 1)[1:]
+    return {
+        "scores": scores,
+        **depth_scores(examples),
+        "macs": sum(exit_stats(eg.predicted)["macs"] for eg in examples),
+        "exit_layer_shares": (counts / max(counts.sum(), 1)).tolist(),
+        "tasks": tasks,
+    }
+
+
+def depth_by_label(
+    task: str, transformer: "EarlyExitTransformer", examples: Sequence[Example]
+) -> dict[str, dict[str, float]]:
+    """How deep the words of each gold label go.
+
+    task (str): The task that the labels are of. B-x and I-x are one label.
+    RETURNS (Dict[str, Dict[str, float]]): By label, the most frequent first: words,
+        exit_layer_mean.
+    """
+    reader = get_task(task, transformer.name)
+    classes = reader.classes(transformer.label_data[task])
+    names = {c: c[2:] if c != "O" and is_bio(classes) else c for c in classes}
+    layers: dict[str, list[int]] = {}
+    for eg in examples:
+        for label, layer in zip(reader.gold(eg), exit_layers(eg.predicted), strict=True):
+            if label is not None and layer:
+                layers.setdefault(names.get(label, label), []).append(layer)
+    return {
+        label: {"words": len(own), "exit_layer_mean": float(np.mean(own))}
+        for label, own in sorted(layers.items(), key=lambda item: -len(item[1]))
+    }
+
+
+def evaluate(
+    pipeline: str | Path,
+    test_path: Path,
+    *,
+    points: Sequence[str] | None = None,
+    gold_preproc: bool = False,
+    raw_text: bool = False,
+    limit: int = 0,
+    repeats: int = 5,
+) -> dict[str, Any]:
+    """Score and time a pipeline at full depth and at its operating points.
+
+    pipeline (Union[str, Path]): What spacy.load takes.
+    test_path (Path): Test data (.spacy).
+    points (Optional[Sequence[str]]): Names of points; None for all. Full depth always comes first.
+    gold_preproc (bool): Gold tokens and sentences, as in spacy.Corpus.v1.
+    raw_text (bool): With gold_preproc, one more row: full depth without it, not timed.
+    limit (int): First documents only, 0 for all.
+    repeats (int): Timed rounds.
+    RETURNS (Dict[str, Any]): A header (format, what was measured where) and rows, those of
+        measure_points, with the dev scores that are stored with the points.
+    RAISES (ValueError): If the pipeline has no earlyexit_transformer or no such point, or there are
+        no words.
+    """
+    nlp = spacy.load(pipeline)
+    transformer = find_transformer(nlp)
+    names = list(dict.fromkeys(["full", *(transformer.points if points is None else points)]))
+    for name in names:
+        transformer.resolve(name)
+    examples = list(Corpus(test_path, gold_preproc=gold_preproc, limit=limit)(nlp))
+    n_words = sum(len(eg.predicted) for eg in examples)
+    if not n_words:
+        raise ValueError(Errors.E042.format(path=test_path))
+    rows = measure_points(nlp, transformer, examples, {n: n for n in names}, repeats=repeats)
+    for row in rows:
+        on_dev = transformer.points.get(row["point"], {})
+        row.update({key: on_dev[key] for key in ("dev_score", "dev_speedup") if key in on_dev})
+    if raw_text:
+        texts = list(Corpus(test_path, gold_preproc=False, limit=limit)(nlp))
+        rows += measure_points(nlp, transformer, texts, {"full, raw text": None}, repeats=0)
+    return {
+        "format": FORMAT,
+        "pipeline": str(pipeline),
+        "test": test_path.name,
+        "documents": len(examples),
+        "words": n_words,
+        "tokens": "gold" if gold_preproc else "spaCy's",
+        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
+        "versions": {name: version(name) for name in ("spacy", "torch", "spacy-earlyexit")},
+        "rows": rows,
+    }
+
+
+def cpu_name() -> str:
+    """RETURNS (str): What the processor calls itself."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf8") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if "model name" in line]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or platform.machine()

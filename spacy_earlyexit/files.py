@@ -2,8 +2,14 @@
 
 import json
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from .errors import Errors
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -24,3 +30,37 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_json(path: Path, data: Any) -> None:
     """See write_bytes; data as indented JSON."""
     write_bytes(path, (json.dumps(data, indent=2) + "\n").encode("utf8"))
+
+
+def check_output(output: Path, force: bool) -> None:
+    """RAISES (ValueError): If something is there that must not be replaced."""
+    if output.is_dir() and (force or not any(output.iterdir())):
+        return
+    if output.exists():
+        raise ValueError(Errors.E030.format(path=output))
+
+
+@contextmanager
+def beside(output: Path) -> Iterator[Path]:
+    """A folder beside the output, so that a rename brings the result in place; removed at the end,
+    whatever happens.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".tmp", dir=output.parent)
+    try:
+        yield Path(folder)
+    finally:
+        shutil.rmtree(folder)
+
+
+def put(new: Path, output: Path, old: Path) -> None:
+    """Rename a folder to the output; what is there is moved away first, and back on failure."""
+    replaces = output.exists()
+    if replaces:
+        output.rename(old)
+    try:
+        new.rename(output)
+    except OSError:
+        if replaces:
+            old.rename(output)
+        raise

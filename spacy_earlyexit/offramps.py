@@ -19,6 +19,9 @@ class OffRamps(nn.Module):
     classes (Mapping[str, Sequence[str]]): The classes of each task.
     n_layers, hidden (int): Layers of the encoder and size of its rows.
 
+    temperature (Tensor): Divides the scores of a layer and task before their uncertainty is taken,
+        shape (n_layers, n_tasks). 1 until it is fitted on dev data (calibration.py).
+
     Its dropout on the words' vectors follows the `drop` of the training loop.
     """
 
@@ -34,6 +37,8 @@ class OffRamps(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_layers, start))
         if start:  # no task: the exit layer is fixed
             nn.init.normal_(self.weight, std=0.02)
+        self.temperature: Tensor
+        self.register_buffer("temperature", torch.ones(n_layers, len(self.classes)))
         self.dropout = nn.Dropout(0.0)
 
     def select(self, tasks: Sequence[str]) -> tuple[dict[str, slice], Tensor | None]:
@@ -67,21 +72,35 @@ class OffRamps(nn.Module):
             weight, bias = weight[columns], bias[columns]
         return F.linear(self.dropout(words), weight, bias)
 
+    def uncertainty(self, layer: int, scores: Tensor, slices: Mapping[str, slice]) -> Tensor:
+        """See the function of this name; at the temperatures of a layer (from 1)."""
+        temperatures = dict(zip(self.classes, self.temperature[layer - 1], strict=True))
+        return uncertainty(scores, slices, temperatures)
 
-def uncertainty(scores: Tensor, slices: Mapping[str, slice]) -> Tensor:
+
+def uncertainty(
+    scores: Tensor,
+    slices: Mapping[str, slice],
+    temperatures: Mapping[str, Tensor] | None = None,
+) -> Tensor:
     """Normalised entropy of each word's most uncertain task.
 
-    u = -sum_c p_c ln p_c / ln C, p = softmax(s) (ACL 2021 paper, section 3.2).
+    u = -sum_c p_c ln p_c / ln C, p = softmax(s / T) (ACL 2021 paper, section 3.2, with the
+    temperature of Guo et al., ICML 2017).
 
     scores (Tensor): Scores of all tasks, shape (n_words, n_classes).
     slices (Mapping[str, slice]): Where each task's classes lie.
+    temperatures (Optional[Mapping[str, Tensor]]): T of each task, a scalar; None for 1.
     RETURNS (Tensor): In [0, 1], shape (n_words,).
     """
     worst = scores.new_zeros(len(scores))
-    for part in slices.values():
+    for task, part in slices.items():
         n_classes = part.stop - part.start
         if n_classes > 1:  # a single class is always certain
-            log_p = F.log_softmax(scores[:, part], dim=-1)
+            own = scores[:, part]
+            if temperatures is not None:
+                own = own / temperatures[task]
+            log_p = F.log_softmax(own, dim=-1)
             entropy = -(log_p.exp() * log_p).sum(-1) / math.log(n_classes)
             worst = torch.maximum(worst, entropy)
     return worst

@@ -154,7 +154,10 @@ class MultiExitShim(PyTorchShim):
             encoder = Encoder(config)
             offramps = OffRamps(data["classes"], config.n_layers, config.hidden)
             module = MultiExitModule(encoder, offramps)
-        module.load_state_dict(safetensors.torch.load(data["state"]), assign=True)
+        state = safetensors.torch.load(data["state"])
+        # Pipelines of before there were temperatures.
+        state.setdefault("offramps.temperature", torch.ones(offramps.temperature.shape))
+        module.load_state_dict(state, assign=True)
         self.module = module
         return self
 

@@ -141,6 +141,11 @@ def get_task(name: str, component: str = "transformer") -> Task:
     return known[name]()
 
 
+def is_bio(classes: Sequence[str]) -> bool:
+    """Whether classes are O, and B-x and I-x for each label."""
+    return "O" in classes and all(c == "O" or c.startswith(("B-", "I-")) for c in classes)
+
+
 def class_ids(gold: Sequence[str | None], index: dict[str, int]) -> np.ndarray:
     """Gold classes to ids, shape (n_tokens,); IGNORE where unknown or not among the classes."""
     return np.asarray([index.get(c, IGNORE) if c is not None else IGNORE for c in gold], np.int64)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import spacy
-from conftest import ROOT, TEXTS, load_script, make_encoder
+from conftest import ROOT, TEXTS, make_encoder
 from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 from spacy.util import registry
@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from spacy_earlyexit.architectures import module_of
 from spacy_earlyexit.cli import app
 from spacy_earlyexit.cli.debug_data import count_gold, count_units, debug_data
-from spacy_earlyexit.cli.info import describe, format_block, info, shorten
+from spacy_earlyexit.cli.info import describe, format_block, format_temperatures, info, shorten
 from spacy_earlyexit.criteria import SentenceExit
 from spacy_earlyexit.evaluation import find_consumers, find_transformer
 from spacy_earlyexit.pieces import PieceTokenizer, encode_docs
@@ -84,6 +84,7 @@ def test_spacy_runs_info_as_json(pipeline, trained, encoder):
         "readers": [{"name": "ner", "factory": "earlyexit_ner", "tasks": ["ner"], "enabled": True}],
         "exit": {"name": "3x", "criterion": POINT["exit"]},
         "points": {"3x": POINT},
+        "temperatures": {"ner": [1.0] * 4},
     }
 
 
@@ -95,6 +96,7 @@ def test_info_tables(pipeline):
         "Layers 4",
         "Span getter spacy-transformers.doc_spans.v1",
         "Exit 3x: TokenExit.v1(threshold=0.1235, window=2)",
+        "Temperatures not fitted",
         "ner 2 yes LOC, PER",
         "ner earlyexit_ner ner yes",
         "3x (in force) TokenExit.v1(threshold=0.1235, window=2) 87.50 3.01x 1.50",
@@ -144,15 +146,6 @@ def test_info_without_transformer_names_what_is_there(tmp_path):
         find_transformer(spacy.blank("en"))
 
 
-def test_the_evaluation_script_fails_without_transformer(tmp_path, capsys):
-    script = load_script("evaluate")
-    spacy.blank("en").to_disk(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        script.evaluate(tmp_path, tmp_path, tmp_path, speedups=[2.0])
-    assert stop.value.code == 1
-    assert "no earlyexit_transformer" in capsys.readouterr().out
-
-
 def test_info_without_pipeline(tmp_path):
     code, out = run_cli("info", tmp_path / "none")
     assert code == 1 and "none" in out
@@ -162,6 +155,12 @@ def test_formats():
     assert format_block(None) == "full depth"
     block = {"@misc": "other.Exit.v1", "threshold": [0.5, 0.25], "strict": True}
     assert format_block(block) == "other.Exit.v1(threshold=[0.5, 0.25], strict=True)"
+    block = {"@misc": "spacy-earlyexit.SentenceExit.v1", "threshold": [0.1, 0.1, 0.1, 0.2, 0.2]}
+    assert format_block(block) == "SentenceExit.v1(threshold=[0.1, …, 0.2])"
+    assert format_temperatures({}) == format_temperatures({"ner": [1.0, 1.0]}) == "not fitted"
+    assert format_temperatures({"ner": [1.5, 0.75], "tag": [1, 1]}) == (
+        "ner 0.75 to 1.50, tag 1.00 to 1.00"
+    )
     assert shorten("abc") == "a, b, c"
     assert shorten("abcde", most=2) == "a, b, … (3 more)"
 

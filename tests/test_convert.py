@@ -18,12 +18,12 @@ from spacy_earlyexit.cli.convert import print_rows, summary
 from spacy_earlyexit.conversion import (
     convert,
     find_stock,
-    put,
     swap,
     train_all,
     train_offramps,
 )
 from spacy_earlyexit.evaluation import find_transformer
+from spacy_earlyexit.files import put
 from spacy_earlyexit.training.own_labels import (
     check_labels,
     fill,

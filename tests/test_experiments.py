@@ -80,7 +80,7 @@ def test_runs_what_has_no_result_and_shares_stage_one(run, tmp_path):
     assert results["special-0"]["stage2"] == {"components.transformer.model.special_share": 0.5}
     for result in results.values():
         assert result["rows"][0]["setting"] == "full depth"
-        assert result["rows"][0]["exit_speedup"] == 1.0
+        assert result["rows"][0]["dev_speedup"] == 1.0
     trained = next((tmp_path / "models" / "tiny").glob("self-sampling-*"))
     config = spacy.util.load_config(trained / "model-best" / "config.cfg")
     assert config["components"]["transformer"]["model"]["special_share"] == 0.5

@@ -55,6 +55,9 @@ def check_figures(project, name):
     assert full["exit_speedup"] == 1.0 and full["exit_layer_mean"] == 6.0
     assert full["words_per_second"] > 0
     assert [row["exit_speedup"] > 1.0 for row in faster] == [True] * len(faster) and faster
+    assert {"token", "sentence"} == {
+        "sentence" if row["point"].startswith("sentence-") else "token" for row in faster
+    }
     for stage in ("joint", "self_sampling"):
         assert (project / "training" / name / stage / "model-best" / "config.cfg").is_file()
 
@@ -105,6 +108,14 @@ def test_package_of_the_sample_installs_and_loads(project, capfd, monkeypatch):
     )
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == [6]
+
+
+def test_report_names_figures_of_another_format(tmp_path):
+    (tmp_path / "ewt_joint.json").write_text(json.dumps({"rows": []}))
+    script = [sys.executable, "scripts/report.py", "ewt", "--metrics", str(tmp_path)]
+    result = subprocess.run(script, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "ewt_joint.json" in result.stdout and "ewt-evaluate" in result.stdout
 
 
 def test_missing_corpus_names_the_setting(project):

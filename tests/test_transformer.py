@@ -57,8 +57,8 @@ def transformer_of(nlp):
 
 
 def weights(nlp):
-    state = module_of(transformer_of(nlp).model).state_dict()
-    return {name: tensor.clone() for name, tensor in state.items()}
+    own = module_of(transformer_of(nlp).model).named_parameters()
+    return {name: tensor.detach().clone() for name, tensor in own}
 
 
 def gradients(nlp):

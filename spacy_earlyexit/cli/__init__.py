@@ -8,8 +8,10 @@ imported here: the commands' modules import the rest of the package inside their
 import typer
 from spacy.cli._util import app as spacy_app
 
+from .calibrate import calibrate_cli
 from .convert import convert_cli
 from .debug_data import debug_data_cli
+from .evaluate import evaluate_cli
 from .info import info_cli
 
 app = typer.Typer(
@@ -20,6 +22,8 @@ app = typer.Typer(
 )
 app.command("info")(info_cli)
 app.command("convert")(convert_cli)
+app.command("calibrate")(calibrate_cli)
+app.command("evaluate")(evaluate_cli)
 app.command(
     "debug-data", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
 )(debug_data_cli)

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 from wasabi import msg
 
-from ..errors import Errors
+from .options import CodePath, Force, GpuId
+from .tables import parse_speedups, print_speeds
 
 
 class Labels(str, Enum):
@@ -59,14 +60,9 @@ def convert_cli(
     ] = "2x",
     repeats: Annotated[int, typer.Option(help="Timed rounds (medians); 0: scores only")] = 3,
     seed: Annotated[int, typer.Option(help="Random seed")] = 0,
-    gpu_id: Annotated[int, typer.Option("--gpu-id", "-g", help="GPU ID or -1 for CPU")] = -1,
-    force: Annotated[
-        bool, typer.Option("--force", "-F", help="Replace the output folder if it exists")
-    ] = False,
-    code_path: Annotated[
-        Path | None,
-        typer.Option("--code", "-c", help="Python file with registered functions to import first"),
-    ] = None,
+    gpu_id: GpuId = -1,
+    force: Force = False,
+    code_path: CodePath = None,
 ) -> None:
     """Make a pipeline that uses spacy-transformers faster: keep its encoder and heads, add exits,
     train them, and show what was gained and lost on dev data.
@@ -102,37 +98,10 @@ def convert_cli(
     msg.text(summary(rows))
 
 
-def parse_speedups(text: str) -> list[float]:
-    """RETURNS (List[float]): The numbers between the commas.
-
-    RAISES (ValueError): If one is no number.
-    """
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        expected = "numbers with commas between them"
-        raise ValueError(
-            Errors.E019.format(setting="speedups", expected=expected, value=text)
-        ) from None
-
-
 def print_rows(rows: Sequence[dict[str, Any]]) -> None:
     """Print what convert returned as a table."""
-    scores = list(rows[0]["scores"])
-    timed = "words_per_second" in rows[0]
-    header = ["", *scores, "exit layer", "MAC speed-up"]
-    header += ["words/s", "wall-clock speed-up"] if timed else []
-    table = []
-    for row in rows:
-        cells = [f"{row['system']} (in force)" if row["in_force"] else row["system"]]
-        cells += [f"{100 * row['scores'].get(key, 0.0):.2f}" for key in scores]
-        cells += [f"{row['exit_layer_mean']:.2f}", f"{row['exit_speedup']:.2f}x"]
-        if timed:
-            cells += [f"{row['words_per_second']:,.0f}", f"{row['wall_speedup']:.2f}x"]
-        table.append(tuple(cells))
-    msg.divider("On the dev data")
-    aligns: list[Any] = ["l", *"r" * (len(header) - 1)]
-    msg.table(table, header=header, divider=True, aligns=aligns, max_col=200)
+    names = [f"{row['system']} (in force)" if row["in_force"] else row["system"] for row in rows]
+    print_speeds("On the dev data", names, rows)
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> str:

@@ -12,6 +12,7 @@ import typer
 from wasabi import MESSAGES, Printer, msg
 
 from .info import format_block, shorten
+from .options import CodePath
 
 if TYPE_CHECKING:
     from spacy.tokens import Doc
@@ -78,10 +79,7 @@ class CorpusStats:
 def debug_data_cli(
     ctx: typer.Context,
     config_path: Annotated[Path, typer.Argument(help="Training config")],
-    code_path: Annotated[
-        Path | None,
-        typer.Option("--code", "-c", help="Python file with registered functions to import first"),
-    ] = None,
+    code_path: CodePath = None,
     ignore_warnings: Annotated[
         bool, typer.Option("--ignore-warnings", "-IW", help="Only show figures and errors")
     ] = False,

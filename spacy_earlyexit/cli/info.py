@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from wasabi import msg
 
+from .options import CodePath
+from .tables import print_table
+
 if TYPE_CHECKING:
     from ..pipeline.transformer import EarlyExitTransformer
 
@@ -17,13 +20,10 @@ LABELS_SHOWN = 12
 def info_cli(
     pipeline: Annotated[str, typer.Argument(help="Folder or package of a trained pipeline")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables")] = False,
-    code_path: Annotated[
-        Path | None,
-        typer.Option("--code", "-c", help="Python file with registered functions to import first"),
-    ] = None,
+    code_path: CodePath = None,
 ) -> None:
     """Show what is inside a pipeline with an earlyexit_transformer: its encoder, its tasks and
-    who reads them, how words exit, and the operating points.
+    who reads them, how words exit, operating points and temperatures.
     """
     from spacy.cli._util import import_code
 
@@ -56,7 +56,8 @@ def describe(nlp: Any) -> dict[str, Any]:
 
     nlp (Language): The pipeline.
     RETURNS (Dict[str, Any]): component, enabled, components (of the whole pipeline), encoder (None
-        without weights), span_getter, tasks, readers, exit and points, all ready for JSON.
+        without weights), span_getter, tasks, readers, exit, points and temperatures, all ready for
+        JSON.
     """
     from ..evaluation import find_consumers, find_transformer
 
@@ -93,6 +94,7 @@ def describe(nlp: Any) -> dict[str, Any]:
         "readers": readers,
         "exit": _exit(transformer),
         "points": transformer.points,
+        "temperatures": transformer.temperatures,
     }
 
 
@@ -146,8 +148,12 @@ def print_info(data: dict[str, Any]) -> None:
             "Parameters": f"{encoder['parameters']:,}",
             "Off-ramps' parameters": f"{encoder['offramp_parameters']:,}",
         }
-    rows |= {"Span getter": format_block(data["span_getter"]), "Exit": format_exit(data["exit"])}
-    _table(list(rows.items()), aligns="ll")
+    rows |= {
+        "Span getter": format_block(data["span_getter"]),
+        "Exit": format_exit(data["exit"]),
+        "Temperatures": format_temperatures(data["temperatures"]),
+    }
+    print_table(list(rows.items()), aligns="ll")
     if encoder is None:
         msg.warn("The transformer has no weights: the pipeline was saved before initialisation")
     if not data["enabled"]:
@@ -159,7 +165,7 @@ def print_info(data: dict[str, Any]) -> None:
         for task, own in data["tasks"].items()
     ]
     if tasks:
-        _table(tasks, ("task", "labels", "rules exit", ""), "lrll")
+        print_table(tasks, ("task", "labels", "rules exit", ""), "lrll")
     else:
         msg.text("None yet: they are known after training.")
 
@@ -174,7 +180,7 @@ def print_info(data: dict[str, Any]) -> None:
         for reader in data["readers"]
     ]
     if readers:
-        _table(readers, ("component", "factory", "reads", "enabled"), "llll")
+        print_table(readers, ("component", "factory", "reads", "enabled"), "llll")
     else:
         msg.warn("No component reads the exits")
 
@@ -191,9 +197,9 @@ def print_info(data: dict[str, Any]) -> None:
     ]
     if points:
         header = ("point", "criterion", "dev score", "MAC speed-up", "mean depth")
-        _table(points, header, "llrrr")
+        print_table(points, header, "llrrr")
     else:
-        msg.text("None: they are found while stage 2 is trained.")
+        msg.text("None: find some with `python -m spacy earlyexit calibrate`.")
 
 
 def format_exit(data: dict[str, Any]) -> str:
@@ -203,6 +209,18 @@ def format_exit(data: dict[str, Any]) -> str:
     """
     criterion = format_block(data["criterion"])
     return f"{data['name']}: {criterion}" if data["name"] else criterion
+
+
+def format_temperatures(temperatures: dict[str, list[float]]) -> str:
+    """The range of each task's temperatures over the layers.
+
+    temperatures (Dict[str, List[float]]): As in EarlyExitTransformer.temperatures.
+    """
+    if all(value == 1 for own in temperatures.values() for value in own):
+        return "not fitted"
+    return ", ".join(
+        f"{task} {min(own):.2f} to {max(own):.2f}" for task, own in temperatures.items()
+    )
 
 
 def format_block(block: dict[str, Any] | None) -> str:
@@ -222,6 +240,8 @@ def format_block(block: dict[str, Any] | None) -> str:
 
 def _setting(value: Any) -> str:
     if isinstance(value, (list, tuple)):
+        if len(value) > 4:  # thresholds of all layers
+            return f"[{_setting(value[0])}, …, {_setting(value[-1])}]"
         return f"[{', '.join(_setting(v) for v in value)}]"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
@@ -235,11 +255,3 @@ def shorten(labels: Iterable[str], most: int = LABELS_SHOWN) -> str:
 
 def _number(value: float | None, factor: float = 1, unit: str = "") -> str:
     return "-" if value is None else f"{factor * value:.2f}{unit}"
-
-
-def _table(
-    rows: list[tuple[Any, ...]], header: tuple[str, ...] | None = None, aligns: str = ""
-) -> None:
-    columns: list[Any] = list(aligns)
-    # What is wider than max_col would push the columns behind it out of line.
-    msg.table(rows, header=header, divider=header is not None, aligns=columns, max_col=200)

@@ -54,7 +54,7 @@ class ExitSetting:
 
     @exit.setter
     def exit(self, value: None | str | ExitCriterion) -> None:
-        self._resolve(value)
+        self.resolve(value)
         self._exit = value
 
     @contextlib.contextmanager
@@ -63,7 +63,7 @@ class ExitSetting:
 
         value (Union[None, str, ExitCriterion]): As for `exit`.
         """
-        token = _override.set({**_override.get(), id(self): self._resolve(value)})
+        token = _override.set({**_override.get(), id(self): self.resolve(value)})
         try:
             yield
         finally:
@@ -73,15 +73,20 @@ class ExitSetting:
     def criterion(self) -> ExitCriterion | None:
         """RETURNS (Optional[ExitCriterion]): What rules in this context; None is full depth."""
         overrides = _override.get()
-        return overrides[id(self)] if id(self) in overrides else self._resolve(self._exit)
+        return overrides[id(self)] if id(self) in overrides else self.resolve(self._exit)
 
-    def _resolve(self, value: None | str | ExitCriterion) -> ExitCriterion | None:
+    def resolve(self, value: None | str | ExitCriterion) -> ExitCriterion | None:
+        """What a setting comes to; None is full depth.
+
+        value (Union[None, str, ExitCriterion]): As for `exit`.
+        RAISES (ValueError): If it is no setting, or does not fit this transformer.
+        """
         check_exit(value)
         if value is None or value == FULL_DEPTH:
             return None
         if isinstance(value, str):
             if value not in self.points:
-                points = ", ".join(["full", *self.points])
+                points = ", ".join(dict.fromkeys([FULL_DEPTH, *self.points]))
                 raise ValueError(Errors.E009.format(name=value, points=points))
             value = _criterion(self.points[value]["exit"])
         if getattr(value, "needs_tasks", True) and not self.tasks:

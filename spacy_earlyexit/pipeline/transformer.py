@@ -25,6 +25,7 @@ from ..errors import Errors
 from ..extensions import install_extensions, record
 from ..forks import one_thread_in_forks
 from ..offramps import IGNORE, joint_loss
+from ..pieces import Pieces
 from ..tasks import Task, class_ids, get_task
 from ..training.self_sampling import SelfSampling
 from .consumer import ExitConsumer
@@ -187,12 +188,31 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         """RETURNS (Tuple[str]): All tasks' labels."""
         return tuple(label for labels in self.label_data.values() for label in labels)
 
+    @property
+    def temperatures(self) -> dict[str, list[float]]:
+        """RETURNS (Dict[str, List[float]]): What divides the scores of each task before their
+        uncertainty is taken, per layer. 1 until `spacy earlyexit calibrate` fits them.
+        """
+        try:
+            offramps = module_of(self.model).offramps
+        except ValueError:  # no weights yet
+            return {}
+        return dict(zip(offramps.classes, offramps.temperature.T.tolist(), strict=True))
+
     # --- prediction ------------------------------------------------------------------------
 
-    def predict(self, docs: Iterable[Doc]) -> MultiExitOutput:
+    def predict(
+        self,
+        docs: Iterable[Doc],
+        *,
+        pieces: Pieces | None = None,
+        every_layer: bool = False,
+    ) -> MultiExitOutput:
         """Encode Docs under the current exit setting, without changing them.
 
         docs (Iterable[Doc]): The documents.
+        pieces (Optional[Pieces]): Their pieces, if an earlier output had them.
+        every_layer (bool): Keep the scores of every layer.
         RETURNS (MultiExitOutput): Scores and exit layers of their words.
         """
         self._settle()
@@ -203,6 +223,8 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
                 tasks=self.active_tasks,
                 max_rows=self.max_batch_items,
                 states=self._states_wanted(),
+                every_layer=every_layer,
+                pieces=pieces,
             )
         )
 
@@ -289,7 +311,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         if not self.tasks:
             request.criterion = self.criterion
         output, backprop = self.model.begin_update(request)
-        gold = self._gold(examples, output)
+        gold = self.gold(examples, output.pieces)
         loss = None
         if output.layer_scores and any((ids != IGNORE).any() for ids in gold.values()):
             loss = self.loss(
@@ -356,9 +378,14 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
     def get_loss(self, examples: Any, scores: Any) -> None:
         """The loss is part of `update`; here for the API."""
 
-    def _gold(self, examples: list[Example], output: MultiExitOutput) -> dict[str, torch.Tensor]:
-        """Gold class of every word of the output, per task; IGNORE where there is none."""
-        pieces = output.pieces
+    def gold(self, examples: Sequence[Example], pieces: Pieces) -> dict[str, torch.Tensor]:
+        """What the off-ramps should say.
+
+        examples (Sequence[Example]): Predicted and gold Docs.
+        pieces (Pieces): The pieces of the predicted Docs.
+        RETURNS (Dict[str, Tensor]): Per task the gold class of every word, shape (n_words,), on the
+            model's device; IGNORE where there is none, or another unit speaks for the word.
+        """
         offsets = np.cumsum([0] + [len(eg.predicted) for eg in examples])
         at = offsets[pieces.word_doc] + pieces.word_token
         device = next(module_of(self.model).parameters()).device
@@ -398,7 +425,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         self._task_names = self.find_tasks(examples)
         # Frozen and sourced components are disabled while spacy train initialises.
         behind = self.components_behind(disabled=True)
-        own = {task for _, pipe in behind for task in self._tasks_of(pipe)}
+        own = {task for _, pipe in behind for task in self.tasks_of(pipe)}
         self.cfg["auxiliary"] = [task for task in self._task_names if task not in own]
         if init_from is not None:
             self._init_from(Path(init_from), labels)
@@ -409,7 +436,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
                 for name, task in self._task_objects().items()
             }
             self.model.initialize()
-        self._resolve(self._exit)
+        self.resolve(self._exit)
         self._check_consumers()
         self._set_widths()
 
@@ -424,7 +451,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         if self._task_names is not None:
             return self._task_names
         behind = self.components_behind(disabled=True)
-        components = [(pipe, self._tasks_of(pipe)) for _, pipe in behind]
+        components = [(pipe, self.tasks_of(pipe)) for _, pipe in behind]
         wanted = dict.fromkeys(task for _, tasks in components for task in tasks)
         read = {task for pipe, tasks in components if self._feeds(pipe) for task in tasks}
         annotated = [
@@ -466,6 +493,8 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         if wanted != stored:
             raise ValueError(Errors.E018.format(path=path, old=stored, new=wanted))
         self.model.from_bytes(stage1.model.to_bytes())
+        # What was fitted for weights that now change.
+        module_of(self.model).offramps.temperature.fill_(1.0)
         self.cfg["labels"] = stored
 
     def _check_consumers(self) -> None:
@@ -520,7 +549,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
                 registry.resolve({"e": stored})["e"] if isinstance(stored, dict) else stored
             )
         if self.model.has_dim("nO"):
-            self._resolve(self._exit)  # a wrong setting fails here, not at the first text
+            self.resolve(self._exit)  # a wrong setting fails here, not at the first text
         self._scrub_config()
         return self
 

@@ -41,7 +41,7 @@ class Upstream:
         """The tasks that rule the exit and are scored: those whose component is enabled, and those
         that were learned without any (auxiliary ones). If that leaves none, all of them.
         """
-        enabled = {task for _, pipe in self.components_behind() for task in self._tasks_of(pipe)}
+        enabled = {task for _, pipe in self.components_behind() for task in self.tasks_of(pipe)}
         active = [t for t in self.tasks if t in enabled or t in self.cfg["auxiliary"]]
         return active or self.tasks
 
@@ -75,7 +75,7 @@ class Upstream:
                 self.find_listeners(pipe)
         return behind
 
-    def _tasks_of(self, component: Any) -> list[str]:
+    def tasks_of(self, component: Any) -> list[str]:
         """The tasks that a component needs, if it reads from this transformer."""
         if self._feeds(component):
             return component.tasks

@@ -41,8 +41,7 @@ def tokens_of(doc: Doc) -> Doc:
     """The tokens of a Doc, with nothing on them: not even sentence boundaries, which are for the
     pipeline to find.
     """
-    spaces = [bool(token.whitespace_) for token in doc]
-    return Doc(doc.vocab, words=[token.text for token in doc], spaces=spaces)
+    return bare_doc(doc, sentences=False)
 
 
 def gold_tokens(path: str) -> Callable[[Language], Iterator[Example]]:

@@ -1,0 +1,23 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+GpuId = Annotated[int, typer.Option("--gpu-id", "-g", help="GPU ID or -1 for CPU")]
+Force = Annotated[
+    bool, typer.Option("--force", "-F", help="Replace the output folder if it exists")
+]
+CodePath = Annotated[
+    Path | None,
+    typer.Option("--code", "-c", help="Python file with registered functions to import first"),
+]
+GoldPreproc = Annotated[
+    bool, typer.Option("--gold-preproc", "-G", help="Use gold tokens and sentences")
+]
+Limit = Annotated[int, typer.Option(help="First documents only, 0 for all", min=0)]
+Plot = Annotated[
+    Path | None,
+    typer.Option(help="Picture of score against speed-up: .svg, .png; no suffix: both"),
+]

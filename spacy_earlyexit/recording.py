@@ -1,0 +1,218 @@
+"""What the off-ramps of every layer say about dev data, recorded in one pass at full depth.
+
+From it temperatures are fitted, and exit settings tried out without running the encoder: hundreds
+in the time of one real run. A replay is an approximation. In a real run a word that left early
+stands in later layers with the row it left with, and its neighbours and its own later uncertainty
+follow from that; in the recording all rows went to the last layer. So a replay ranks settings, and
+real runs decide.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .criteria import ExitCriterion
+from .engine import PAPER, MultiExitModule, Rules, in_reach, layer_macs, word_gaps
+from .offramps import IGNORE
+from .pieces import Pieces
+from .tasks import is_bio
+
+# Where nothing is wrong, colder is always better; where nothing is right, hotter.
+COLDEST, HOTTEST = 0.1, 10.0
+
+
+@dataclass
+class Replay:
+    """What a setting would do.
+
+    exit_layer (ndarray): Layer each word leaves at, from 1, shape (n_words,).
+    speedup (float): MACs at full depth / MACs spent.
+    score (float): Mean of label_score over the tasks.
+    """
+
+    exit_layer: np.ndarray
+    speedup: float
+    score: float
+
+
+class Recording:
+    """Scores of all words at all layers, and what they should have been.
+
+    word_unit, n_units, word_gap, n_gaps: The words as a criterion sees them (criteria.Words).
+    """
+
+    def __init__(
+        self,
+        module: MultiExitModule,
+        pieces: Pieces,
+        slices: Mapping[str, slice],
+        scores: np.ndarray,
+        gold: Mapping[str, np.ndarray],
+        macs_full: float,
+        rules: Rules = PAPER,
+    ):
+        """module (MultiExitModule): Gives and takes the temperatures.
+        pieces (Pieces): The words' pieces.
+        slices (Mapping[str, slice]): Where each task's classes lie in the scores.
+        scores (ndarray): shape (n_layers, n_words, n_classes).
+        gold (Mapping[str, ndarray]): Class ids, IGNORE where unknown, shape (n_words,).
+        macs_full (float): Multiply-accumulates of all layers and the last off-ramp.
+        rules (Rules): What follows from a word's exit.
+        """
+        self.module = module
+        self.pieces = pieces
+        self.slices = slices
+        self.scores = torch.from_numpy(scores)
+        self.gold = gold
+        self.macs_full = macs_full
+        self.rules = rules
+        self.n_layers = len(scores)
+        self.n_units = pieces.n_units
+        self.unit = np.repeat(np.arange(pieces.n_units), np.diff(pieces.word_starts))
+        self.gap = word_gaps(self.unit, np.arange(len(self.unit)))
+        self.word_unit, self.word_gap = torch.from_numpy(self.unit), torch.from_numpy(self.gap)
+        self.n_gaps = pieces.n_units - 1
+        self.labels = {
+            task: self.scores[:, :, part].argmax(-1).numpy() for task, part in slices.items()
+        }
+
+    @cached_property
+    def uncertainty(self) -> list[Tensor]:
+        """Of every layer at the temperatures of now, shape (n_words,) each."""
+        offramps = self.module.offramps
+        here = offramps.temperature.device
+        return [
+            offramps.uncertainty(layer, scores.to(here), self.slices).cpu()
+            for layer, scores in enumerate(self.scores, start=1)
+        ]
+
+    def fit_temperatures(self) -> None:
+        """Give every layer and task the temperature that makes its probabilities true (Guo et al.,
+        ICML 2017), and the module with them. What the off-ramps answer does not change by it.
+        """
+        offramps = self.module.offramps
+        tasks = list(offramps.classes)
+        for task, part in self.slices.items():
+            known = np.flatnonzero(self.gold[task] != IGNORE)
+            gold = torch.from_numpy(self.gold[task][known])
+            for layer, scores in enumerate(self.scores):
+                offramps.temperature[layer, tasks.index(task)] = fit_temperature(
+                    scores[torch.from_numpy(known), part], gold
+                )
+        self.__dict__.pop("uncertainty", None)
+
+    def replay(self, criterion: ExitCriterion | None) -> Replay:
+        """What a criterion would do; None for full depth."""
+        exits = np.full(len(self.unit), self.n_layers)
+        deciding = np.arange(1, self.n_layers + 1) == self.n_layers
+        if criterion is not None:
+            # Backwards, so that the first layer that lets a word go has the last say.
+            for layer in range(self.n_layers - 1, 0, -1):
+                if criterion.checks(layer):
+                    deciding[layer - 1] = True
+                    leaving = criterion(layer, self.uncertainty[layer - 1], self)
+                    exits[leaving.numpy()] = layer
+        words = np.arange(len(exits))
+        classes = self.module.offramps.classes
+        scores = [
+            label_score(ids, self.labels[task][exits - 1, words], classes[task], self.unit)
+            for task, ids in self.gold.items()
+            if (ids != IGNORE).any()
+        ]
+        return Replay(
+            exits,
+            speedup=self.macs_full / self._macs(exits, deciding),
+            score=float(np.mean(scores)) if scores else 0.0,
+        )
+
+    def _macs(self, exits: np.ndarray, deciding: np.ndarray) -> float:
+        """Multiply-accumulates spent (method: cost accounting), as the engine counts them.
+
+        exits (ndarray): Exit layer of each word, shape (n_words,).
+        deciding (ndarray): Whether the off-ramp of a layer is run, shape (n_layers,), bool.
+        """
+        pieces, config, rules = self.pieces, self.module.encoder.config, self.rules
+        is_word = pieces.row_word >= 0
+        rows_of = np.bincount(pieces.row_word[is_word], minlength=len(exits))
+        n_words = np.diff(pieces.word_starts)
+        specials = np.diff(pieces.unit_starts) - self._per_unit(rows_of)
+        total, scored = 0.0, 0
+        for layer in range(1, self.n_layers + 1):
+            going = exits >= layer
+            n_going = self._per_unit(going)
+            here = in_reach(going, self.unit, self.gap, rules.reach)
+            active = self._per_unit(rows_of * going)
+            active = active + specials * (n_going > rules.special_share * n_words)
+            rows = self._per_unit(rows_of * here) + specials * (n_going > 0)
+            total += layer_macs(config, active, rows).sum()
+            scored += here.sum() if deciding[layer - 1] else 0
+        return float(total + config.hidden * self.scores.shape[-1] * scored)
+
+    def _per_unit(self, of_words: np.ndarray) -> np.ndarray:
+        return np.bincount(self.unit, of_words, minlength=self.n_units)
+
+
+def fit_temperature(scores: Tensor, gold: Tensor, steps: int = 30) -> float:
+    """The T at which softmax(s / T) has the least negative log-likelihood.
+
+    It is convex in 1 / T, with the derivative mean(sum_c p_c s_c - s_gold), whose zero is found by
+    halving on a logarithmic scale.
+
+    scores (Tensor): shape (n_words, n_classes).
+    gold (Tensor): Class ids, shape (n_words,).
+    RETURNS (float): In [COLDEST, HOTTEST]; 1 if there is nothing to fit.
+    """
+    if len(gold) == 0 or scores.shape[1] < 2:
+        return 1.0
+    scores = scores - scores.gather(1, gold[:, None])  # now the score of gold is 0
+    cold, hot = COLDEST, HOTTEST
+    for _ in range(steps):
+        middle = (cold * hot) ** 0.5
+        slope = (F.softmax(scores / middle, dim=1) * scores).sum(1).mean()
+        if slope > 0:  # less likely with a larger 1 / T
+            cold = middle
+        else:
+            hot = middle
+    return (cold * hot) ** 0.5
+
+
+def label_score(
+    gold: np.ndarray, predicted: np.ndarray, classes: Sequence[str], unit: np.ndarray
+) -> float:
+    """How well the off-ramps' own labels do: F1 of entities where the classes are BIO, else the
+    accuracy of words.
+
+    gold, predicted (ndarray): Class ids, gold IGNORE where unknown, shape (n_words,).
+    classes (Sequence[str]): Their names.
+    unit (ndarray): The unit of each word; no entity reaches into the next.
+    RETURNS (float): In [0, 1].
+    """
+    known = gold != IGNORE
+    gold, predicted, unit = gold[known], predicted[known], unit[known]
+    if not is_bio(classes):
+        return float(np.mean(gold == predicted)) if len(gold) else 0.0
+    expected, found = (_entities(ids, classes, unit) for ids in (gold, predicted))
+    total = len(expected) + len(found)
+    return 2 * len(np.intersect1d(expected, found, assume_unique=True)) / total if total else 1.0
+
+
+def _entities(ids: np.ndarray, classes: Sequence[str], unit: np.ndarray) -> np.ndarray:
+    """One number per entity, made of its start, end and label. An I-x that follows no x begins
+    one, as in conlleval.
+    """
+    names = [c[2:] for c in classes]
+    labels = sorted(set(names))
+    label = np.asarray([labels.index(name) for name in names])[ids]
+    outside = np.asarray([c == "O" for c in classes])[ids]
+    goes_on = np.asarray([c.startswith("I-") for c in classes])[ids]
+    goes_on[:1] = False
+    goes_on[1:] &= ~outside[:-1] & (label[1:] == label[:-1]) & (unit[1:] == unit[:-1])
+    starts = np.flatnonzero(~outside & ~goes_on)
+    edges = np.append(np.flatnonzero(~goes_on), len(ids))
+    ends = edges[np.searchsorted(edges, starts, side="right")]
+    return (starts * (len(ids) + 1) + ends) * len(labels) + label[starts]

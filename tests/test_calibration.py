@@ -1,0 +1,424 @@
+"""Operating points: the search, and python -m spacy earlyexit calibrate and evaluate."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import spacy
+import torch
+from conftest import TEXTS, make_encoder, make_examples, make_nlp
+from spacy.tokens import Doc, DocBin
+from spacy.training import Example
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from typer.testing import CliRunner
+
+import spacy_earlyexit.calibration as module
+from spacy_earlyexit.calibration import (
+    SCHEDULES,
+    Candidate,
+    Curve,
+    Probe,
+    Search,
+    Sweep,
+    calibrate,
+    find_threshold,
+)
+from spacy_earlyexit.cli import app
+from spacy_earlyexit.cli.calibrate import calibrate_pipeline
+from spacy_earlyexit.criteria import SentenceExit, TokenExit
+from spacy_earlyexit.evaluation import FORMAT, evaluate, fresh_docs
+
+N_LAYERS = 4
+# Few candidates and speed-ups that four layers can have.
+SEARCH = Search(speedups=(1.5, 2.0), windows=(0, 1), schedules=("constant", "doubled"), finalists=1)
+OPTIONS = ["--speedups", "1.5,2", "--windows", "0,1", "--schedules", "constant,doubled"]
+OPTIONS += ["--finalists", "1"]
+
+
+def run_cli(*args):
+    """Exit code, and the output without its line breaks."""
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, " ".join(result.output.split())
+
+
+@pytest.fixture(scope="module")
+def stored(trained, tmp_path_factory):
+    path = tmp_path_factory.mktemp("pipelines") / "trained"
+    trained.to_disk(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def dev(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "dev.spacy"
+    nlp = spacy.blank("en")
+    DocBin(docs=[eg.reference for eg in make_examples(nlp)]).to_disk(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def calibrated(stored, dev, tmp_path_factory):
+    """What the function found, and the folder that it wrote."""
+    output = tmp_path_factory.mktemp("calibrated") / "fast"
+    found, _ = calibrate_pipeline(stored, dev, output, SEARCH, gold_preproc=True)
+    return found, output
+
+
+# --- the search ----------------------------------------------------------------------------
+
+
+def test_points_are_measured_and_within_reach(calibrated, dev):
+    """Loaded again, a point does on dev what it says."""
+    found, output = calibrated
+    assert set(found.points) | set(found.missed) == {"1.5x", "2x", "lossless"}
+    assert found.points
+    nlp = spacy.load(output)
+    transformer = nlp.get_pipe("transformer")
+    assert list(transformer.points) == ["full", *found.points]
+    assert transformer.exit is None
+    docs = list(DocBin().from_disk(dev).get_docs(nlp.vocab))
+    for name, point in transformer.points.items():
+        with transformer.use(name):
+            scores = nlp.evaluate([Example(nlp.make_doc(doc.text), doc) for doc in docs])
+        assert scores["exit_speedup"] == pytest.approx(point["dev_speedup"], rel=1e-4)
+        assert scores["ents_f"] == pytest.approx(point["dev_score"], abs=1e-6)
+        assert scores["exit_layer_mean"] == pytest.approx(point["dev_mean_depth"], rel=1e-4)
+
+
+def test_a_point_is_the_best_run_of_its_kind(calibrated):
+    found, _ = calibrated
+    for speedup in SEARCH.speedups:
+        point = found.points.get(f"{speedup:g}x")
+        near = [run for run in found.runs if abs(run.speedup / speedup - 1) <= module.TOLERANCE]
+        if near:
+            assert point.score == max(run.score for run in near)
+    fine = [r for r in found.runs if r.score >= found.full.score and r.speedup > 1]
+    if fine:
+        assert found.points["lossless"].speedup == max(run.speedup for run in fine)
+    else:
+        assert "lossless" in found.missed
+
+
+def test_losses_that_are_allowed(trained):
+    """More loss, more speed; what nothing reaches has no point, and a reason."""
+    search = Search(
+        speedups=(100.0,), max_losses=(0.0, 0.9), windows=(0,), schedules=("constant",), prefix="a-"
+    )
+    assert search.points == ["a-100x", "a-lossless", "a-within-0.9"]
+    transformer = trained.get_pipe("transformer")
+    found = calibrate(transformer, make_examples(trained), without_temperatures(search))
+    assert "can't be reached" in found.missed["a-100x"]
+    loose = found.points["a-within-0.9"]
+    assert loose.score >= found.full.score - 0.9
+    if "a-lossless" in found.points:
+        assert found.points["a-lossless"].speedup <= loose.speedup
+
+
+def without_temperatures(search):
+    """For a transformer that other tests share."""
+    return Search(**{**vars(search), "temperatures": False})
+
+
+def test_sentence_exit(trained):
+    search = Search(speedups=(1.5,), sentence=True, max_losses=(), prefix="sentence-")
+    found = calibrate(
+        trained.get_pipe("transformer"), make_examples(trained), without_temperatures(search)
+    )
+    kinds = {type(run.criterion) for run in found.runs[1:]}
+    assert kinds == {SentenceExit}
+
+
+def test_a_curve_saves_runs(trained):
+    """Started from the recording, the search is there in a few runs."""
+    probe = Probe(trained.get_pipe("transformer"), make_examples(trained))
+    recording, _ = probe.record()
+    candidate = Candidate("constant", None, N_LAYERS)  # replays of sentence exit are exact
+    curve = Curve(recording, candidate)
+    plain, guided = Sweep(probe, candidate), Sweep(probe, candidate)
+    target = float(np.interp(0.4, [0, 1], [1, curve.speedups[-1]]))
+    find_threshold(plain, target, tolerance=0.05)
+    find_threshold(guided, target, tolerance=0.05, curve=curve)
+    assert len(guided.seen) <= len(plain.seen)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_schedules_never_fall_and_stay_valid(schedule):
+    for threshold in (1e-4, 0.1, 1.0):
+        criterion = Candidate(schedule, 2, 12)(threshold)
+        criterion.validate(12)
+        each = np.asarray([criterion.at(layer) for layer in range(1, 13)])
+        assert each[0] == pytest.approx(threshold) and (np.diff(each) >= 0).all()
+        assert each.max() <= 1
+        rebuilt = spacy.util.registry.resolve({"exit": criterion.to_config()})["exit"]
+        assert rebuilt.threshold == criterion.threshold
+    assert isinstance(Candidate(schedule, None, 12)(0.1), SentenceExit)
+
+
+def test_doubled_is_what_the_released_code_does():
+    assert Candidate("doubled", 0, 4)(0.1).threshold == [0.1, 0.1, 0.2, 0.2]
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"speedups": [1.0]}, "speedups.*numbers > 1"),
+        ({"max_losses": [-0.1]}, "max_losses"),
+        ({"windows": []}, "windows"),
+        ({"windows": [-1]}, "windows"),
+        ({"schedules": ["random"]}, "schedules.*constant, doubled"),
+        ({"finalists": 0}, "finalists"),
+    ],
+)
+def test_impossible_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Search(**settings)
+
+
+def test_nothing_to_score_by(trained):
+    bare = [Doc(trained.vocab, words=text.split()) for text, _ in TEXTS]
+    examples = [Example(doc.copy(), doc) for doc in bare]
+    transformer = trained.get_pipe("transformer")
+    with pytest.raises(ValueError, match="gold for none of the components"):
+        calibrate(transformer, examples, without_temperatures(SEARCH))
+    with pytest.raises(ValueError, match="nothing to calibrate"):
+        calibrate(transformer, [], without_temperatures(SEARCH))
+
+
+def test_too_much_to_record(trained, monkeypatch):
+    monkeypatch.setattr(module, "MOST_RECORDED", 100)
+    with pytest.raises(ValueError, match="--limit"):
+        Probe(trained.get_pipe("transformer"), make_examples(trained)).record()
+
+
+# --- what the transformer is given ---------------------------------------------------------
+
+
+def with_sentences(nlp):
+    """Examples as after an evaluation: the predicted Docs have sentences."""
+    examples = make_examples(nlp)
+    for eg in examples:
+        eg.predicted = Doc(
+            nlp.vocab, words=[t.text for t in eg.predicted], sent_starts=[True] * len(eg.predicted)
+        )
+    return examples
+
+
+def test_predicted_sentences_are_no_input(encoder):
+    """A pipeline that finds sentences has to find them again; what comes in front does."""
+    nlp = make_nlp(encoder)
+    nlp.add_pipe("sentencizer")
+    transformer = nlp.get_pipe("transformer")
+    docs = fresh_docs(transformer, with_sentences(nlp))
+    assert not any(doc.has_annotation("SENT_START") for doc in docs)
+    nlp.remove_pipe("sentencizer")
+    # Nobody in this pipeline can have said it.
+    docs = fresh_docs(transformer, with_sentences(nlp))
+    assert all(doc.has_annotation("SENT_START") for doc in docs)
+    nlp.add_pipe("sentencizer", first=True)
+    docs = fresh_docs(transformer, with_sentences(nlp))
+    assert [len(list(doc.sents)) for doc in docs] == [1] * len(TEXTS)
+
+
+def test_runs_do_not_see_each_other(trained):
+    probe = Probe(trained.get_pipe("transformer"), make_examples(trained))
+    first, fast, again = probe(None), probe(TokenExit(1.0, 0)), probe(None)
+    assert first.scores == again.scores and first.mean_depth == again.mean_depth == N_LAYERS
+    assert fast.mean_depth < N_LAYERS
+    assert not any(doc.has_annotation("ENT_IOB") for doc in probe.docs)
+
+
+# --- the command calibrate -----------------------------------------------------------------
+
+
+def test_command(stored, dev, tmp_path):
+    output = tmp_path / "new"
+    plot = tmp_path / "plot"
+    args = [stored, dev, "--output", output, *OPTIONS, "-G", "--exit", "1.5x", "--plot", plot]
+    code, out = run_cli("calibrate", *args, "--max-loss", "0.5")
+    assert code == 0, out
+    assert "full" in out and "within-0.5" in out and "temperatures: ner" in out
+    nlp = spacy.load(output)
+    transformer = nlp.get_pipe("transformer")
+    meta = json.loads((output / "meta.json").read_text())
+    assert meta["earlyexit"]["transformer"]["points"] == transformer.points
+    assert nlp.meta["earlyexit"] == meta["earlyexit"]
+    assert transformer.exit == ("1.5x" if "1.5x" in transformer.points else None)
+    assert plot.with_suffix(".svg").read_text().startswith("<?xml")
+    assert plot.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert spacy.load(stored).get_pipe("transformer").points == {}, "the input stays as it was"
+
+
+def test_add_keeps_points_and_temperatures(calibrated, dev, tmp_path):
+    _, fast = calibrated
+    before = spacy.load(fast).get_pipe("transformer")
+    args = [fast, dev, "-o", tmp_path / "both", *OPTIONS, "-G", "--add", "--no-lossless"]
+    code, out = run_cli("calibrate", *args, "--criterion", "sentence", "--prefix", "sentence-")
+    assert code == 0, out
+    after = spacy.load(tmp_path / "both").get_pipe("transformer")
+    assert after.temperatures == before.temperatures
+    assert before.points.items() <= after.points.items()
+    added = set(after.points) - set(before.points)
+    assert added and added <= {"sentence-1.5x", "sentence-2x"}
+
+
+def test_input_is_replaced_only_with_force(stored, dev, tmp_path):
+    copy = tmp_path / "copy"
+    spacy.load(stored).to_disk(copy)
+    code, out = run_cli("calibrate", copy, dev, "-o", copy, *OPTIONS)
+    assert code == 1 and "--force" in out
+    assert spacy.load(copy).get_pipe("transformer").points == {}
+    code, out = run_cli("calibrate", copy, dev, "-o", copy, *OPTIONS, "-G", "--force")
+    assert code == 0, out
+    assert spacy.load(copy).get_pipe("transformer").points
+    assert [path.name for path in tmp_path.iterdir()] == ["copy"]
+
+
+def test_setting_in_force_stays_or_falls_back(stored, dev, tmp_path):
+    """A point that is gone gives way to full depth; a criterion stays, with a warning."""
+    nlp = spacy.load(stored)
+    transformer = nlp.get_pipe("transformer")
+    transformer.points["old"] = {"exit": TokenExit(0.1, 1).to_config()}
+    transformer.exit = "old"
+    nlp.to_disk(tmp_path / "named")
+    transformer.exit = TokenExit(0.1, 1)
+    nlp.to_disk(tmp_path / "criterion")
+    code, out = run_cli("calibrate", tmp_path / "named", dev, "-o", tmp_path / "a", *OPTIONS, "-G")
+    assert code == 0 and "'old' was not reached" in out
+    assert spacy.load(tmp_path / "a").get_pipe("transformer").exit is None
+    args = [tmp_path / "criterion", dev, "-o", tmp_path / "b", *OPTIONS, "-G"]
+    code, out = run_cli("calibrate", *args)
+    assert code == 0 and "chosen at other temperatures" in out
+    kept = spacy.load(tmp_path / "b").get_pipe("transformer").exit
+    assert kept.to_config() == TokenExit(0.1, 1).to_config()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--exit", "5x"], "one of full, 1.5x, 2x, lossless"),
+        (["--speedups", "fast"], "speedups"),
+        (["--windows", "1.5"], "windows"),
+        (["--schedules", "none"], "schedules"),
+        (["--max-loss", "2"], "max_losses"),
+        (["--plot", "curve.txt"], "plot"),
+    ],
+)
+def test_command_errors(stored, dev, tmp_path, options, message):
+    code, out = run_cli("calibrate", stored, dev, "-o", tmp_path / "new", *OPTIONS, *options)
+    assert code == 1 and message in out
+    assert not (tmp_path / "new").exists()
+
+
+def test_plot_without_matplotlib(stored, dev, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    args = ["-o", tmp_path / "new", "--plot", tmp_path / "curve.svg"]
+    code, out = run_cli("calibrate", stored, dev, *args)
+    assert code == 1 and "spacy-earlyexit[plots]" in out
+
+
+def test_commands_without_transformer(dev, tmp_path):
+    spacy.blank("en").to_disk(tmp_path / "blank")
+    code, out = run_cli("calibrate", tmp_path / "blank", dev, "-o", tmp_path / "new")
+    assert code == 1 and "no earlyexit_transformer" in out
+    code, out = run_cli("evaluate", tmp_path / "blank", dev)
+    assert code == 1 and "no earlyexit_transformer" in out
+
+
+# --- the command evaluate ------------------------------------------------------------------
+
+
+def test_evaluate(calibrated, dev, tmp_path):
+    _, fast = calibrated
+    output = tmp_path / "figures.json"
+    args = [fast, dev, "-G", "--repeats", "1", "--output", output, "--raw-text"]
+    code, out = run_cli("evaluate", *args, "--plot", tmp_path / "test.svg")
+    assert code == 0, out
+    assert "Share of words per exit layer" in out and "(ner)" in out
+    figures = json.loads(output.read_text())
+    points = spacy.load(fast).get_pipe("transformer").points
+    assert figures["format"] == FORMAT
+    full, *others, raw = figures["rows"]
+    assert [full["point"], *(row["point"] for row in others)] == list(points)
+    assert raw["point"] == "full, raw text" and "words_per_second" not in raw
+    assert full["exit"] is None and full["exit_speedup"] == full["wall_speedup"] == 1.0
+    assert full["exit_layer_shares"] == [0.0] * (N_LAYERS - 1) + [1.0]
+    for row in (full, *others):
+        point = points[row["point"]]
+        assert row["exit"] == point["exit"] and row["dev_score"] == point["dev_score"]
+        assert row["exit_speedup"] == pytest.approx(point["dev_speedup"])  # same data
+        assert row["scores"]["ents_f"] == pytest.approx(point["dev_score"])
+        assert row["tasks"]["ner"]["scores"]["ents_f"] == row["scores"]["ents_f"]
+        assert sum(row["exit_layer_shares"]) == pytest.approx(1)
+        mean = np.dot(row["exit_layer_shares"], np.arange(1, N_LAYERS + 1))
+        assert mean == pytest.approx(row["exit_layer_mean"])
+        labels = row["tasks"]["ner"]["labels"]
+        assert {label: own["words"] for label, own in labels.items()} == gold_words()
+        weighted = sum(own["words"] * own["exit_layer_mean"] for own in labels.values())
+        assert weighted / figures["words"] == pytest.approx(row["exit_layer_mean"])
+        assert row["spread"][0] <= row["words_per_second"] <= row["spread"][1]
+
+
+def gold_words():
+    """Words of each label in the six sentences."""
+    counts = {"O": 0, "LOC": 0, "PER": 0}
+    for text, ents in TEXTS:
+        counts["O"] += len(text.split())
+        for start, end, label in ents:
+            counts[label] += end - start
+            counts["O"] -= end - start
+    return counts
+
+
+def test_evaluate_some_points(calibrated, dev):
+    _, fast = calibrated
+    name = next(iter(calibrated[0].points))
+    rows = evaluate(fast, dev, points=[name], repeats=0)["rows"]
+    assert [row["point"] for row in rows] == ["full", name]
+    assert "wall_speedup" not in rows[0]
+    with pytest.raises(ValueError, match="Unknown operating point '9x'"):
+        evaluate(fast, dev, points=["9x"])
+
+
+def test_evaluate_nothing(stored, tmp_path):
+    DocBin().to_disk(tmp_path / "empty.spacy")
+    with pytest.raises(ValueError, match="no words to evaluate on"):
+        evaluate(stored, tmp_path / "empty.spacy")
+
+
+# --- cost ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [None, 0.3, 0.7])
+def test_macs_are_those_that_torch_counts(tmp_path, share):
+    """torch's counter does not know the attention kernel for CPUs, but the products that the math
+    backend does instead. What is padded there is not in our count.
+    """
+    folder = make_encoder(tmp_path, n_layers=6, hidden_size=64, intermediate_size=256)
+    nlp = make_nlp(str(folder))
+    transformer = nlp.get_pipe("transformer")
+    docs = [nlp.make_doc(f"{text} {text}") for text, _ in TEXTS * 3]
+    criterion = None
+    if share is not None:
+        doubts = np.sort(transformer.predict(docs).uncertainty)
+        criterion = TokenExit(float(doubts[int(share * len(doubts))]), 0)
+    with (
+        transformer.use(criterion),
+        sdpa_kernel(SDPBackend.MATH),
+        FlopCounterMode(display=False) as counter,
+    ):
+        output = transformer.predict(docs)
+    assert (len(set(output.exit_layer)) > 1) == (share is not None)
+    assert counter.get_flop_counts()["Global"][torch.ops.aten.bmm] > 0
+    # Two operations, a product and a sum, to a MAC.
+    assert counter.get_total_flops() / 2 == pytest.approx(output.macs.sum(), rel=0.01)
+
+
+def test_spacy_knows_the_commands():
+    for name in ("calibrate", "evaluate"):
+        command = [sys.executable, "-m", "spacy", "earlyexit", name, "--help"]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0 and "--output" in result.stdout
