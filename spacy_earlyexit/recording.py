@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .criteria import ExitCriterion
-from .engine import Batch, MultiExitModule, layer_macs
+from .engine import MultiExitModule, layer_macs
 from .offramps import IGNORE
 from .pieces import Pieces
 from .tasks import is_bio
@@ -41,7 +41,10 @@ class Replay:
 
 
 class Recording:
-    """Scores of all words at all layers, and what they should have been."""
+    """Scores of all words at all layers, and what they should have been.
+
+    word_unit, n_units: The words as a criterion sees them (criteria.Words).
+    """
 
     def __init__(
         self,
@@ -66,9 +69,9 @@ class Recording:
         self.gold = gold
         self.macs_full = macs_full
         self.n_layers = len(scores)
-        # All words, as a criterion sees them. None ever leaves this batch.
-        self.words = Batch(pieces, np.arange(pieces.n_units), torch.device("cpu"))
-        self.unit = self.words.word_unit_host
+        self.n_units = pieces.n_units
+        self.unit = np.repeat(np.arange(pieces.n_units), np.diff(pieces.word_starts))
+        self.word_unit = torch.from_numpy(self.unit)
         self.labels = {
             task: self.scores[:, :, part].argmax(-1).numpy() for task, part in slices.items()
         }
@@ -107,7 +110,7 @@ class Recording:
             for layer in range(self.n_layers - 1, 0, -1):
                 if criterion.checks(layer):
                     deciding[layer - 1] = True
-                    leaving = criterion(layer, self.uncertainty[layer - 1], self.words)
+                    leaving = criterion(layer, self.uncertainty[layer - 1], self)
                     exits[leaving.numpy()] = layer
         words = np.arange(len(exits))
         classes = self.module.offramps.classes
@@ -133,8 +136,8 @@ class Recording:
             pieces.row_word[pieces.row_word >= 0], minlength=len(pieces.word_row)
         )
         leaving = np.bincount(
-            self.unit * n_layers + exits - 1, rows_of_word, minlength=pieces.n_units * n_layers
-        ).reshape(pieces.n_units, n_layers)
+            self.unit * n_layers + exits - 1, rows_of_word, minlength=self.n_units * n_layers
+        ).reshape(self.n_units, n_layers)
         active = np.cumsum(leaving[:, ::-1], axis=1)[:, ::-1]  # (n_units, n_layers)
         alive = active > 0
         lengths = np.diff(pieces.unit_starts)
