@@ -162,6 +162,10 @@ class Errors:
         "--no-temperatures."
     )
     E044 = "Pictures need matplotlib: pip install 'spacy-earlyexit[plots]'. Or leave --plot out."
+    E045 = (
+        "'{name}' is disabled, so that there is nothing to measure. Take it out of `disabled` in "
+        "[nlp], or call nlp.enable_pipe('{name}')."
+    )
 
 
 class Warnings:

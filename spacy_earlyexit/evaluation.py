@@ -107,8 +107,11 @@ def fresh_docs(transformer: "EarlyExitTransformer", examples: Sequence[Example])
     transformer (EarlyExitTransformer): In its pipeline.
     examples (Sequence[Example]): Their predicted Docs give the tokens.
     RETURNS (List[Doc]): New Docs.
+    RAISES (ValueError): If the transformer is disabled.
     """
     nlp = transformer.nlp
+    if transformer.name not in nlp.pipe_names:
+        raise ValueError(Errors.E045.format(name=transformer.name))
     finders = {"token.is_sent_start", "doc.sents"}
     found = any(finders & set(nlp.get_pipe_meta(name).assigns) for name in nlp.pipe_names)
     docs = [bare_doc(eg.predicted, sentences=not found) for eg in examples]

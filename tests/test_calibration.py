@@ -223,6 +223,13 @@ def test_predicted_sentences_are_no_input(encoder):
     assert [len(list(doc.sents)) for doc in docs] == [1] * len(TEXTS)
 
 
+def test_a_disabled_transformer_is_not_measured(encoder):
+    nlp = make_nlp(encoder)
+    nlp.disable_pipe("transformer")
+    with pytest.raises(ValueError, match="'transformer' is disabled"):
+        Probe(nlp.get_pipe("transformer"), make_examples(nlp))
+
+
 def test_runs_do_not_see_each_other(trained):
     probe = Probe(trained.get_pipe("transformer"), make_examples(trained))
     first, fast, again = probe(None), probe(TokenExit(1.0, 0)), probe(None)
