@@ -139,6 +139,15 @@ class Errors:
         "The encoder of '{name}' ({encoder}) is of the family '{family}', which is not supported. "
         "Supported families: {supported}."
     )
+    E040 = (
+        "'{name}' joins characters into words, after which there is nothing left to learn it from. "
+        "Take it out of `annotating_components` in [training]."
+    )
+    E041 = (
+        "'{name}' learns to join characters, but [corpora.{corpus}] makes the gold words of the "
+        "text (gold_preproc = true), of which it would only learn that nothing is to be joined. "
+        "Set gold_preproc = false there."
+    )
 
 
 class Warnings:
