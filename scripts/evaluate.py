@@ -68,8 +68,11 @@ def evaluate(
         transformer = find_transformer(nlp)
     except ValueError as error:
         msg.fail(str(error), exits=1)
+    # As in training: gold tokens, or those of the text, such as characters.
+    gold_preproc = nlp.config["corpora"]["dev"].get("gold_preproc", True)
     dev, test = (
-        list(Corpus(path, gold_preproc=True, limit=limit)(nlp)) for path in (dev_path, test_path)
+        list(Corpus(path, gold_preproc=gold_preproc, limit=limit)(nlp))
+        for path in (dev_path, test_path)
     )
     settings: dict[str, ExitCriterion | None] = {"full depth": None}
     dev_scores = {"full depth": Probe(transformer, dev)(None)}

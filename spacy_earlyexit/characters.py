@@ -41,5 +41,5 @@ class CharacterTokenizer(DummyTokenizer):
         return Doc(self.vocab, words=words, spaces=spaces)
 
     def score(self, examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
-        """RETURNS (Dict[str, Any]): As of spaCy's tokenizers: token_acc, token_p, token_r, token_f."""
+        """RETURNS (Dict[str, Any]): token_acc, token_p, token_r, token_f, as of spaCy's own."""
         return Scorer.score_tokenization(examples, **kwargs)

@@ -84,7 +84,7 @@ def _viterbi(
 
     scores (ndarray): Rows of all sequences, shape (n_rows, n_classes).
     starts, lengths (ndarray): Where each sequence lies, shape (n_sequences,).
-    RETURNS (ndarray): Class per row of the sequences, one behind the other, shape (sum of lengths,).
+    RETURNS (ndarray): Class per row, one sequence behind the other, shape (sum of lengths,).
     """
     step_penalty, first_penalty, last_penalty = (
         np.where(valid, 0.0, -np.inf).astype(np.float32) for valid in grammar

@@ -59,13 +59,13 @@ class NerTask(Task):
 
 
 class SegTask(Task):
-    """Words that are made of several tokens, mostly of one character each, as BMES classes: a word's
-    begin, middle and end, or a single token that is a word.
+    """Words that are made of several tokens, mostly of one character each, as BMES classes: a
+    word's begin, middle and end, or a single token that is a word.
     """
 
     annotation = (
-        "words of several tokens: the corpus needs gold_preproc = false, and the pipeline a tokenizer "
-        "of characters, such as spacy-earlyexit.CharacterTokenizer.v1"
+        "words of several tokens: the corpus needs gold_preproc = false, and the pipeline a "
+        "tokenizer of characters, such as spacy-earlyexit.CharacterTokenizer.v1"
     )
 
     def gold(self, example: Example) -> Sequence[str | None]:

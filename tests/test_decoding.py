@@ -1,6 +1,7 @@
 """From scores to a valid BIO sequence, against trying out every sequence."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -147,3 +148,45 @@ def test_transitions_do_not_depend_on_the_order_of_classes():
     scores = np.zeros((2, 5), dtype=np.float32)
     scores[0, 4] = scores[1, 0] = 1.0
     assert decode([scores], [np.zeros(2, bool)], bio_grammar(mixed))[0].tolist() == [4, 0]
+
+
+# --- words out of characters ---------------------------------------------------------------
+
+WORD_CLASSES = ["B", "E", "M", "S"]
+BMES = bmes_grammar(WORD_CLASSES)
+
+
+def are_words(path, breaks):
+    """Every run between breaks is made of "S" and "B M … E"."""
+    runs, at = [], ""
+    for c, is_break in zip(path, breaks, strict=True):
+        if is_break:
+            runs, at = [*runs, at], ""
+        at += WORD_CLASSES[c]
+    return all(re.fullmatch("(S|BM*E)*", run) for run in [*runs, at])
+
+
+@MANY
+@given(documents(max_words=5))
+def test_best_of_all_words(doc):
+    """The best sequence of whole words; also with the classes in another order."""
+    scores, breaks = doc[0][:, :4], doc[1]
+    (path,) = decode([scores], [breaks], BMES)
+    assert are_words(path, breaks)
+    every = itertools.product(range(4), repeat=len(scores))
+    assert total(scores, path) == max(total(scores, p) for p in every if are_words(p, breaks))
+    order = [2, 0, 3, 1]
+    mixed = bmes_grammar([WORD_CLASSES[c] for c in order])
+    (other,) = decode([scores[:, order]], [breaks], mixed)
+    assert total(scores[:, order], other) == total(scores, path)
+
+
+@MANY
+@given(st.lists(documents(max_words=12), max_size=6))
+def test_many_documents_of_words(docs):
+    """Of any lengths, with breaks anywhere: as each alone."""
+    paths = decode([s[:, :4] for s, _ in docs], [b for _, b in docs], BMES)
+    for (scores, breaks), path in zip(docs, paths, strict=True):
+        assert are_words(path, breaks)
+        (alone,) = decode([scores[:, :4]], [breaks], BMES)
+        np.testing.assert_array_equal(path, alone)

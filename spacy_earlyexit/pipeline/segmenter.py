@@ -18,7 +18,7 @@ from .consumer import ExitConsumer
 if TYPE_CHECKING:
     from .transformer import EarlyExitTransformer
 
-_WINNERS = ("names", "words")
+WINNERS = ("names", "words")
 
 
 @Language.factory(
@@ -77,7 +77,7 @@ class EarlyExitSegmenter(ExitConsumer):
 
         RAISES (ValueError): If `wins` is something else.
         """
-        if wins not in _WINNERS:
+        if wins not in WINNERS:
             raise ValueError(
                 Errors.E019.format(setting="wins", expected='"names" or "words"', value=wins)
             )
@@ -123,8 +123,8 @@ class EarlyExitSegmenter(ExitConsumer):
         return found
 
     def _breaks(self, doc: Doc) -> np.ndarray:
-        """Where no word may go on: behind whitespace, at a sentence's start, at the edges of names if
-        they win. Shape (n_tokens,), bool.
+        """Where no word may go on: behind whitespace, at a sentence's start, at the edges of names
+        if they win. Shape (n_tokens,), bool.
         """
         array = doc.to_array([SENT_START, SPACY, IS_SPACE]).reshape(-1, 3)
         breaks = array[:, 0] == 1
