@@ -1,7 +1,7 @@
 """Docs with fewer, longer tokens.
 
-A new Doc, made of arrays: spaCy's retokenizer takes two to three times as long, and leaves the span
-groups of the Doc at the token indices of before.
+A new Doc, made of arrays: spaCy's retokenizer takes longer, and its time grows faster than the Doc;
+besides it leaves span groups at the token indices of before.
 """
 
 from typing import Any, cast
@@ -24,8 +24,8 @@ from spacy.tokens import Doc, Span, SpanGroup
 
 from .trf_data import merge_rows
 
-_FIRST = [TAG, POS, MORPH, SENT_START]  # a merged token has those of its first
-_ENTITY = [ENT_TYPE, ENT_KB_ID, ENT_ID]
+_ENTITY = [ENT_IOB, ENT_TYPE, ENT_KB_ID, ENT_ID]
+_ATTRIBUTES = [*_ENTITY, TAG, POS, MORPH, SENT_START]
 
 
 def merge_tokens(doc: Doc, starts: np.ndarray) -> Doc:
@@ -43,10 +43,10 @@ def merge_tokens(doc: Doc, starts: np.ndarray) -> Doc:
     """
     if not len(doc) or starts.all():
         return doc
-    first = np.flatnonzero(np.append(True, starts[1:]))
+    first = np.append(0, np.flatnonzero(starts[1:]) + 1)
     last = np.append(first[1:], len(doc)) - 1
     of_token = np.repeat(np.arange(len(first)), last - first + 1)
-    array = doc.to_array([IDX, LENGTH, SPACY, *_FIRST])
+    array = doc.to_array([IDX, LENGTH, SPACY, *_ATTRIBUTES])
     begin = array[first, 0].tolist()
     end = (array[last, 0] + array[last, 1]).tolist()
     text = doc.text
@@ -56,12 +56,11 @@ def merge_tokens(doc: Doc, starts: np.ndarray) -> Doc:
         spaces=array[last, 2].astype(bool).tolist(),
         user_data=dict(doc.user_data),
     )
-    columns = {attr: array[first, i] for i, attr in enumerate(_FIRST, start=3)}
-    if doc.has_annotation("ENT_IOB"):
-        columns.update(_entities(doc, first))
-    columns = {attr: values for attr, values in columns.items() if values.any()}
-    if columns:
-        merged.from_array(list(columns), cast(Any, np.stack(list(columns.values()), axis=1)))
+    values = array[first, 3:]
+    values[:, : len(_ENTITY)] = _entities(array[:, 3 : 3 + len(_ENTITY)], first)
+    set_ = np.flatnonzero(values.any(axis=0))
+    if len(set_):
+        merged.from_array([_ATTRIBUTES[i] for i in set_], cast(Any, values[:, set_]))
     for key, group in doc.spans.items():
         spans = [_span(merged, span, of_token) for span in group]
         merged.spans[key] = SpanGroup(merged, name=group.name, attrs=dict(group.attrs), spans=spans)
@@ -79,25 +78,36 @@ def merge_tokens(doc: Doc, starts: np.ndarray) -> Doc:
     return merged
 
 
-def entity_ids(doc: Doc) -> np.ndarray:
-    """RETURNS (ndarray): For each token the number of its entity, from 1; 0 outside of entities."""
-    iob, label = doc.to_array([ENT_IOB, ENT_TYPE]).reshape(-1, 2).T
-    inside = (label != 0) & ((iob == 1) | (iob == 3))
+def entity_ids(iob: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Number the entities of a Doc.
+
+    iob, label (ndarray): ENT_IOB and ENT_TYPE of the tokens, shape (n_tokens,).
+    RETURNS (ndarray): For each token the number of its entity, from 1; 0 outside of entities.
+    """
+    inside = label != 0  # else a "B" blocks
     return np.where(inside, np.cumsum(inside & (iob == 3)), 0)
 
 
-def _entities(doc: Doc, first: np.ndarray) -> dict[int, np.ndarray]:
-    """Values of the entity attributes for tokens that begin at `first`."""
-    array = doc.to_array([ENT_IOB, *_ENTITY])
-    ids = entity_ids(doc)
-    begins = np.flatnonzero(np.diff(ids, prepend=0) > 0)
+def changes(values: np.ndarray) -> np.ndarray:
+    """RETURNS (ndarray): True where a value is not that of the one before, shape (n,), bool."""
+    changed = np.ones(len(values), dtype=bool)
+    changed[1:] = values[1:] != values[:-1]
+    return changed
+
+
+def _entities(array: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """The entity attributes of tokens that begin at `first`, from those of all; shape (n, 4)."""
+    merged = array[first]
+    if not array[:, 1].any():
+        return merged
+    ids = entity_ids(array[:, 0], array[:, 1])
+    begins = np.flatnonzero(changes(ids) & (ids > 0))
     none = len(ids) + 1
     own = np.minimum.reduceat(np.where(ids > 0, ids, none), first)
     named = own < none
-    source, iob = first.copy(), array[first, 0]
-    source[named] = begins[own[named] - 1]
-    iob[named] = np.where(np.diff(own, prepend=none) != 0, 3, 1)[named]
-    return {ENT_IOB: iob, **{attr: array[source, i] for i, attr in enumerate(_ENTITY, start=1)}}
+    merged[named] = array[begins[own[named] - 1]]
+    merged[named, 0] = np.where(changes(own), 3, 1)[named]
+    return merged
 
 
 def _span(merged: Doc, span: Span, of_token: np.ndarray) -> Span:

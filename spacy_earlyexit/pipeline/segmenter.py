@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from spacy.attrs import IS_SPACE, SENT_START, SPACY
+from spacy.attrs import ENT_IOB, ENT_TYPE, IS_SPACE, SENT_START, SPACY
 from spacy.language import Language
 from spacy.scorer import Scorer
 from spacy.tokens import Doc
@@ -12,7 +12,7 @@ from spacy.training import Example
 
 from ..decoding import bmes_grammar, decode
 from ..errors import Errors
-from ..merging import entity_ids, merge_tokens
+from ..merging import changes, entity_ids, merge_tokens
 from .consumer import ExitConsumer
 
 if TYPE_CHECKING:
@@ -126,11 +126,12 @@ class EarlyExitSegmenter(ExitConsumer):
         """Where no word may go on: behind whitespace, at a sentence's start, at the edges of names
         if they win. Shape (n_tokens,), bool.
         """
-        array = doc.to_array([SENT_START, SPACY, IS_SPACE]).reshape(-1, 3)
+        attributes = [SENT_START, SPACY, IS_SPACE, ENT_IOB, ENT_TYPE]
+        array = doc.to_array(attributes).reshape(-1, len(attributes))
         breaks = array[:, 0] == 1
-        breaks[1:] |= array[:-1, 1:].any(axis=1)
+        breaks[1:] |= array[:-1, 1:3].any(axis=1)
         if self.wins == "names":
-            breaks |= np.diff(entity_ids(doc), prepend=0) != 0
+            breaks |= changes(entity_ids(array[:, 3], array[:, 4]))
         return breaks
 
     def annotate(self, docs: list[Doc]) -> list[Doc]:
