@@ -1,7 +1,7 @@
 """Read CoNLL-U, the format of Universal Dependencies, and name the line of what is wrong in it."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ from corpora import CorpusError, Line
 UPOS = frozenset(
     "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X".split()
 )
+COMMENT = re.compile(r"#\s*(newdoc id|sent_id|text)\s*=\s*(.*)")
 COLUMNS = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
 
 
@@ -61,6 +62,22 @@ def read_blocks(lines: Iterable[Line]) -> Iterator[Block]:
             block.rows.append(line)
     if any(block):
         yield block
+
+
+def parse_comments(block: Block) -> dict[str, str]:
+    matches = (COMMENT.fullmatch(line.content) for line in block.comments)
+    return {match[1]: match[2] for match in matches if match}
+
+
+def find_sent_id(
+    path: Path, block: Block, comments: Mapping[str, str], seen: Container[str]
+) -> str:
+    sent_id = comments.get("sent_id")
+    if sent_id is None:
+        raise CorpusError(path, block.line, "the sentence has no sent_id")
+    if sent_id in seen:
+        raise CorpusError(path, block.line, f"a second sentence with sent_id {sent_id}")
+    return sent_id
 
 
 def parse_rows(path: Path, block: Block) -> list[Row]:

@@ -5,6 +5,7 @@ one of the package's own and wants the imports in another order than without.
 """
 
 import re
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -85,6 +86,27 @@ def find_spaces(path: Path, words: Iterable[Line], text: Line) -> list[bool]:
     if rest:
         raise CorpusError(path, text.number, f"the words end before the text, at {rest[:20]!r}")
     return spaces
+
+
+def check_there(folder: Path, names: Iterable[str], example: str) -> None:
+    """RAISES (FileNotFoundError): If a file is missing; names what to do.
+
+    example (str): What a mirror holds.
+    """
+    for name in names:
+        if not (folder / name).is_file():
+            raise FileNotFoundError(
+                f"There is no {folder / name}. Run `python -m spacy project assets` (needs the "
+                f"network), or name a local copy: --vars.mirror FOLDER, which holds {example}"
+            )
+
+
+def copy_files(mirror: Path, output: Path, names: Sequence[str]) -> None:
+    """RAISES (FileNotFoundError): If a file is missing; names what to do."""
+    check_there(mirror, names, f"{mirror.name}/{names[0]}, …")
+    output.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        shutil.copyfile(mirror / name, output / name)
 
 
 def write_docs(path: Path, docs: Iterable["Doc"]) -> None:

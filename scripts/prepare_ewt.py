@@ -1,14 +1,13 @@
 """Put the EWT corpus (tags and names) into a folder as train, dev and test.conllu."""
 
-import re
-import shutil
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import typer
-from conllu import Block, Row, find_misc, parse_rows, read_blocks
-from corpora import CorpusError, check_label, fail_cleanly, read_lines
+from conllu import Row, find_misc, find_sent_id, parse_comments, parse_rows, read_blocks
+from corpora import CorpusError, check_there, copy_files, fail_cleanly, read_lines
+from universal_ner import TYPES, read_names
 from wasabi import msg
 
 from spacy_earlyexit.files import write_bytes
@@ -21,11 +20,6 @@ NAMES = {"dev": "en_ewt-ud-dev.iob2", "test": "en_ewt-ud-test.iob2"}
 FIRST_OF_DEV = "email-enronsent23_01"
 FIRST_OF_TEST = "newsgroup-groups.google.com_alt.animals_0b4766087b0d36b7_ENG_20031231_183500"
 
-# What else was annotated (OTH, O) is in parts of the corpus only.
-TYPES = ("PER", "ORG", "LOC")
-COLUMNS = ("ID", "FORM", "label", "-", "annotator")
-COMMENT = re.compile(r"#\s*(newdoc id|sent_id|text)\s*=\s*(.*)")
-
 
 class Tagged(NamedTuple):
     """A sentence of UD, its words only."""
@@ -35,14 +29,6 @@ class Tagged(NamedTuple):
     sent_id: str
     text: str
     words: list[Row]
-
-
-class Named(NamedTuple):
-    """The same sentence in Universal NER."""
-
-    line: int
-    words: list[str]
-    labels: list[str]
 
 
 class Sentence(NamedTuple):
@@ -66,21 +52,12 @@ def prepare_cli(
     """Copy from a local mirror, if one is named; else join the fetched assets."""
     with fail_cleanly():
         if mirror:
-            copy(Path(mirror) / "ewt", output)
+            copy_files(Path(mirror) / "ewt", output, [f"{part}.conllu" for part in PARTS])
         else:
             for line in prepare(raw, output):
                 # Not msg, which folds at 80 characters.
                 typer.echo(line)
         msg.good(f"EWT is in {output}")
-
-
-def copy(mirror: Path, output: Path) -> None:
-    """RAISES (FileNotFoundError): If a file is missing; names what to do."""
-    names = [f"{part}.conllu" for part in PARTS]
-    check_there(mirror, names)
-    output.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        shutil.copyfile(mirror / name, output / name)
 
 
 def prepare(raw: Path, output: Path) -> list[str]:
@@ -92,7 +69,7 @@ def prepare(raw: Path, output: Path) -> list[str]:
     RAISES (FileNotFoundError): If a file is missing; names what to do.
     RAISES (CorpusError): If a file is not what it should be; nothing is written.
     """
-    check_there(raw, [*TAGS.values(), *NAMES.values()])
+    check_there(raw, [*TAGS.values(), *NAMES.values()], "ewt/train.conllu, …")
     parts: dict[str, list[Sentence]] = {part: [] for part in PARTS}
     notes: list[str] = []
     for source in TAGS:
@@ -118,16 +95,6 @@ def prepare(raw: Path, output: Path) -> list[str]:
         words = sum(len(sent.labels) for sent in sents)
         notes.append(f"{path}: {len(sents)} sentences, {words} words")
     return notes
-
-
-def check_there(folder: Path, names: Iterable[str]) -> None:
-    for name in names:
-        if not (folder / name).is_file():
-            raise FileNotFoundError(
-                f"There is no {folder / name}. Run `python -m spacy project assets` (needs the "
-                "network), or name a local copy: --vars.mirror FOLDER, which holds "
-                "ewt/train.conllu, …"
-            )
 
 
 def find_part(source: str, document: str) -> str:
@@ -172,47 +139,6 @@ def read_tags(path: Path) -> dict[str, Tagged]:
         words = [row for row in parse_rows(path, block) if row.id.isdecimal()]
         sents[sent_id] = Tagged(block.line, document, sent_id, comments["text"], words)
     return sents
-
-
-def read_names(path: Path) -> dict[str, Named]:
-    sents: dict[str, Named] = {}
-    for block in read_blocks(read_lines(path)):
-        sent_id = find_sent_id(path, block, parse_comments(block), sents)
-        words: list[str] = []
-        labels: list[str] = []
-        for number, content in block.rows:
-            columns = content.split("\t")
-            if len(columns) != len(COLUMNS):
-                raise CorpusError(
-                    path,
-                    number,
-                    f"expected the {len(COLUMNS)} columns {', '.join(COLUMNS)}, "
-                    f"found {len(columns)}",
-                )
-            id_, word, label = columns[:3]
-            if id_ != str(len(words) + 1):
-                raise CorpusError(path, number, f"expected ID {len(words) + 1}, found {id_!r}")
-            check_label(path, number, label, labels[-1] if labels else "O")
-            words.append(word)
-            labels.append(label)
-        sents[sent_id] = Named(block.line, words, labels)
-    return sents
-
-
-def parse_comments(block: Block) -> dict[str, str]:
-    matches = (COMMENT.fullmatch(line.content) for line in block.comments)
-    return {match[1]: match[2] for match in matches if match}
-
-
-def find_sent_id(
-    path: Path, block: Block, comments: Mapping[str, str], seen: Container[str]
-) -> str:
-    sent_id = comments.get("sent_id")
-    if sent_id is None:
-        raise CorpusError(path, block.line, "the sentence has no sent_id")
-    if sent_id in seen:
-        raise CorpusError(path, block.line, f"a second sentence with sent_id {sent_id}")
-    return sent_id
 
 
 def format_sentences(sents: Iterable[Sentence]) -> Iterator[str]:

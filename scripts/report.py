@@ -16,6 +16,7 @@ from spacy_earlyexit.files import write_bytes
 SCORES = {
     "ents_f": ("NER F1", "ner", "f"),
     "tag_acc": ("tag accuracy", "tag", "acc"),
+    "token_f": ("segmentation F1", "seg", "f"),
     "pos_acc": ("tag accuracy (UPOS)", "pos", "acc"),
 }
 COSTS = ["mean exit layer", "MAC speed-up", "words/s", "wall-clock speed-up"]

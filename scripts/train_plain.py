@@ -8,10 +8,11 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import spacy
 import torch
 import typer
@@ -29,7 +30,11 @@ from transformers import (
     set_seed,
 )
 
+from spacy_earlyexit.characters import CharacterTokenizer
 from spacy_earlyexit.files import write_json
+from spacy_earlyexit.merging import merge_tokens
+from spacy_earlyexit.pieces import PieceTokenizer
+from spacy_earlyexit.tasks import SegTask
 
 IGNORED = -100  # the target that torch's cross-entropy passes over
 WEIGHT_DECAY = 0.01
@@ -59,6 +64,8 @@ class Annotation(NamedTuple):
     read: Callable[[Doc], list[str]]
     write: Callable[[Doc, Sequence[str]], Doc]
     score: Callable[[Iterable[Doc], Iterable[Doc]], dict[str, float]]
+    characters: bool = False
+    """Whether the words are the characters of the text, tagged with the task's labels."""
 
 
 class Peer(NamedTuple):
@@ -67,6 +74,8 @@ class Peer(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
     labels: list[str]
     max_pieces: int
+    single: PieceTokenizer | None
+    """For characters: cuts each for itself, with no mark of a word's start in front of it."""
 
 
 @app.command()
@@ -75,7 +84,7 @@ def train_plain_cli(
     dev_path: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
     encoder: Annotated[str, typer.Option(help="Hub name or folder of a Hugging Face encoder")],
     output: Annotated[Path, typer.Option(help="JSON file for the metrics")],
-    task: Annotated[str, typer.Option(help="What is learned: ner, tag or pos")] = "ner",
+    task: Annotated[str, typer.Option(help="What is learned: ner, tag, pos or seg")] = "ner",
     test: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
     epochs: Annotated[int, typer.Option(min=1)] = 5,
     batch_words: Annotated[int, typer.Option(min=1)] = 400,
@@ -129,7 +138,11 @@ def train_plain(
     test from words to annotated Docs.
     """
     set_seed(seed)
-    peer = load_peer(encoder, train, ANNOTATIONS[task])
+    annotation = ANNOTATIONS[task]
+    if annotation.characters:
+        train, dev = [to_characters(doc) for doc in train], [to_characters(doc) for doc in dev]
+        test = None if test is None else [to_characters(doc) for doc in test]
+    peer = load_peer(encoder, train, annotation)
     model = peer.model
     encoded = encode(peer, train)
     targets = [encode_labels(peer, doc, sent) for doc, sent in zip(train, encoded, strict=True)]
@@ -236,10 +249,35 @@ def annotate_attribute(attribute: str, argument: str) -> Annotation:
     )
 
 
+def to_characters(doc: Doc) -> Doc:
+    """The characters of a Doc's text as words, tagged with their place in its words (BMES)."""
+    characters = CharacterTokenizer(doc.vocab)(doc.text)
+    gold = SegTask().gold(Example(characters, doc))
+    return write_attribute(characters, [label or "" for label in gold], "tags")
+
+
+def join_words(doc: Doc) -> Doc:
+    """The words that the tags of a Doc's characters say. Whatever they are, a word has no
+    whitespace inside, and does not go on behind its end.
+    """
+    starts = [True] * len(doc)
+    for before, word in pairwise(doc):
+        apart = before.whitespace_ or before.is_space or word.is_space
+        starts[word.i] = bool(apart) or word.tag_ not in ("M", "E") or before.tag_ in ("E", "S")
+    return merge_tokens(doc, np.asarray(starts, dtype=bool))
+
+
+def score_words(predicted: Iterable[Doc], gold: Iterable[Doc]) -> dict[str, float]:
+    examples = [Example(join_words(x), join_words(y)) for x, y in zip(predicted, gold, strict=True)]
+    scores = Scorer.score_tokenization(examples)
+    return {key: scores[f"token_{key}"] or 0.0 for key in ("f", "p", "r")}
+
+
 ANNOTATIONS = {
     "ner": Annotation(read_iob, write_iob, score_entities),
     "tag": annotate_attribute("tag", "tags"),
     "pos": annotate_attribute("pos", "pos"),
+    "seg": annotate_attribute("tag", "tags")._replace(score=score_words, characters=True),
 }
 
 
@@ -295,10 +333,37 @@ def load_peer(encoder: str, train: Iterable[Doc], annotation: Annotation) -> Pee
     )
     model.float()  # weights that are float16 on disk may be loaded as such
     max_pieces = min(tokenizer.model_max_length, model.config.max_position_embeddings)
-    return Peer(annotation, model, tokenizer, labels, max_pieces)
+    single = PieceTokenizer.from_transformers(tokenizer, encoder) if annotation.characters else None
+    return Peer(annotation, model, tokenizer, labels, max_pieces, single)
 
 
 def encode(peer: Peer, docs: Iterable[Doc]) -> list[Encoded]:
+    if peer.single is None:
+        encoded = encode_words(peer, docs)
+    else:
+        encoded = [encode_characters(peer.single, doc, peer.max_pieces) for doc in docs]
+    without = sum(sent.firsts.count(None) for sent in encoded)
+    if without:
+        warnings.warn(
+            f"{without} words have no piece (cut off after {peer.max_pieces} pieces, or nothing "
+            "that the tokenizer keeps): they are not trained on and get no label",
+            stacklevel=2,
+        )
+    return encoded
+
+
+def encode_characters(tokenizer: PieceTokenizer, doc: Doc, max_pieces: int) -> Encoded:
+    spaced = [word.i == 0 or bool(word.nbor(-1).whitespace_) for word in doc]
+    ids, lengths, heads = tokenizer.encode([word.text for word in doc], spaced)
+    start, end = tokenizer.special["start"], tokenizer.special["end"]
+    kept = max_pieces - 2
+    firsts = (np.cumsum(lengths) - lengths + heads + 1).tolist()
+    return Encoded(
+        [start, *ids[:kept].tolist(), end], [first if first <= kept else None for first in firsts]
+    )
+
+
+def encode_words(peer: Peer, docs: Iterable[Doc]) -> list[Encoded]:
     sentences = [[word.text for word in doc] for doc in docs]
     encodings = peer.tokenizer(
         sentences, is_split_into_words=True, truncation=True, max_length=peer.max_pieces
@@ -311,13 +376,6 @@ def encode(peer: Peer, docs: Iterable[Doc]) -> list[Encoded]:
             if word is not None:
                 firsts[word] = place
         encoded.append(Encoded(encodings["input_ids"][i], firsts))
-    without = sum(sent.firsts.count(None) for sent in encoded)
-    if without:
-        warnings.warn(
-            f"{without} words have no piece (cut off after {peer.max_pieces} pieces, or nothing "
-            "that the tokenizer keeps): they are not trained on and get no label",
-            stacklevel=2,
-        )
     return encoded
 
 

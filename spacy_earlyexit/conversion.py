@@ -364,7 +364,7 @@ def train(
 
 def compare(systems: Sequence[System], dev_path: Path, *, repeats: int) -> list[dict[str, Any]]:
     """Score and time the original and the new pipeline, interleaved, on the same tokens, as
-    evaluation.compare_settings does for the settings of one pipeline.
+    evaluation.measure_points does for the settings of one pipeline.
 
     systems (Sequence[System]): The first is the original, what wall-clock speed-ups compare with.
     dev_path (Path): Dev data.

@@ -1,85 +1,114 @@
-"""From per-word scores to a valid BIO sequence."""
+"""From per-word scores to a valid sequence: names as BIO, the characters of words as BMES."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
+from .pieces import ranges
 
-def bio_transitions(classes: Sequence[str]) -> np.ndarray:
-    """Which class may follow which: I-x only behind B-x or I-x.
+
+class Grammar(NamedTuple):
+    """Which sequences of classes are valid.
+
+    allowed (ndarray): allowed[previous, next], shape (n_classes, n_classes), bool.
+    first, last (ndarray): Classes that a sequence may begin and end with, shape (n_classes,), bool.
+    """
+
+    allowed: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+
+
+def bio_grammar(classes: Sequence[str]) -> Grammar:
+    """Entities: I-x only behind B-x or I-x.
 
     classes (Sequence[str]): "O", "B-x", "I-x", …
-    RETURNS (ndarray): allowed[previous, next], shape (n_classes, n_classes), bool.
     """
     allowed = np.ones((len(classes), len(classes)), dtype=bool)
     for i, name in enumerate(classes):
         if name.startswith("I-"):
             allowed[:, i] = [c in (f"B-{name[2:]}", name) for c in classes]
-    return allowed
+    inside = np.asarray([c.startswith("I-") for c in classes])
+    return Grammar(allowed, ~inside, np.ones(len(classes), dtype=bool))
 
 
-def decode_bio(
-    scores: Sequence[np.ndarray], breaks: Sequence[np.ndarray], classes: Sequence[str]
+def bmes_grammar(classes: Sequence[str]) -> Grammar:
+    """Words: a "B" (begin) needs its "E" (end), with nothing but "M" (middle) between; "S" is a
+    word of its own.
+
+    classes (Sequence[str]): "B", "M", "E" and "S" in any order.
+    """
+    starts = np.asarray([c in "BS" for c in classes])
+    ends = np.asarray([c in "ES" for c in classes])
+    return Grammar(ends[:, None] == starts[None, :], starts, ends)
+
+
+def decode(
+    scores: Sequence[np.ndarray], breaks: Sequence[np.ndarray], grammar: Grammar
 ) -> list[np.ndarray]:
-    """The best valid BIO sequence of each document (Viterbi under the transition constraints).
+    """The best valid sequence of each document (Viterbi under the transition constraints).
 
     scores (Sequence[ndarray]): Log-probabilities, or scores that differ from them by a constant
         per word, shape (n_words, n_classes) each.
-    breaks (Sequence[ndarray]): True where no entity may continue from the word before, shape
-        (n_words,) each; the first word always counts as one.
-    classes (Sequence[str]): Names of the classes.
+    breaks (Sequence[ndarray]): True where no entity (or word) may continue from the one before,
+        shape (n_words,) each; the first always counts as one.
+    grammar (Grammar): What is valid.
     RETURNS (List[ndarray]): Class per word, shape (n_words,) each.
     """
-    allowed = bio_transitions(classes)
-    inside = np.asarray([c.startswith("I-") for c in classes])
     lengths = np.asarray([len(s) for s in scores], dtype=np.int64)
     if not lengths.sum():
         return [np.zeros(0, dtype=np.int64) for _ in scores]
-    bounds = np.cumsum(lengths)[:-1]
-    doc = np.repeat(np.arange(len(scores)), lengths)
-    is_break = np.concatenate(breaks)
-    is_break[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
+    joined = np.concatenate([s for s in scores if len(s)])
+    is_first = np.concatenate(breaks).astype(bool)  # a copy
+    is_first[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
+    # What is on the two sides of a break does not depend on each other.
+    starts = np.flatnonzero(is_first)
+    is_last = np.append(is_first[1:], True)
     # The best class of each word, where that is valid, is the best sequence: nothing can beat it.
-    best = np.concatenate(scores).argmax(axis=1)
-    previous = np.concatenate([[0], best[:-1]])
-    invalid = inside[best] & (is_break | ~allowed[previous, best])
-    paths = np.split(best, bounds)
-    wrong = np.unique(doc[invalid])
+    path = joined.argmax(axis=1)
+    previous = np.append(0, path[:-1])
+    invalid = np.where(is_first, ~grammar.first[path], ~grammar.allowed[previous, path])
+    invalid |= is_last & ~grammar.last[path]
+    wrong = np.unique(np.searchsorted(starts, np.flatnonzero(invalid), side="right") - 1)
     if len(wrong):
-        broken = np.split(is_break, bounds)
-        solved = _viterbi([scores[i] for i in wrong], [broken[i] for i in wrong], allowed, inside)
-        for i, path in zip(wrong, solved, strict=True):
-            paths[i] = path
-    return paths
+        sizes = np.diff(np.append(starts, len(path)))[wrong]
+        path[ranges(starts[wrong], sizes)] = _viterbi(joined, starts[wrong], sizes, grammar)
+    return np.split(path, np.cumsum(lengths)[:-1])
 
 
 def _viterbi(
-    scores: list[np.ndarray], breaks: list[np.ndarray], allowed: np.ndarray, inside: np.ndarray
-) -> list[np.ndarray]:
-    """Viterbi over all documents at once, one step per word position."""
-    lengths = np.asarray([len(s) for s in scores])
-    n_docs, n_steps, n_classes = len(scores), int(lengths.max()), len(inside)
-    emission = np.zeros((n_steps, n_docs, n_classes), dtype=np.float32)
-    cut = np.zeros((n_steps, n_docs), dtype=bool)
-    for i, (own, own_breaks) in enumerate(zip(scores, breaks, strict=True)):
-        emission[: len(own), i] = own
-        cut[: len(own), i] = own_breaks
-    penalty = np.where(allowed, 0.0, -np.inf).astype(np.float32)
-    no_inside = np.where(inside, -np.inf, 0.0).astype(np.float32)
-    back = np.zeros((n_steps, n_docs, n_classes), dtype=np.int64)
-    best = emission[0] + no_inside
-    final = best.copy()  # a document's scores at its own last word
-    for step in range(1, n_steps):
-        reach = best[:, :, None] + penalty
-        back[step] = reach.argmax(axis=1)
-        best = reach.max(axis=1) + emission[step] + np.where(cut[step][:, None], no_inside, 0)
-        ends = lengths == step + 1
-        final[ends] = best[ends]
-    paths = []
-    for i, length in enumerate(lengths):
-        path = np.zeros(length, dtype=np.int64)
-        path[-1] = final[i].argmax()
-        for step in range(length - 1, 0, -1):
-            path[step - 1] = back[step, i, path[step]]
-        paths.append(path)
-    return paths
+    scores: np.ndarray, starts: np.ndarray, lengths: np.ndarray, grammar: Grammar
+) -> np.ndarray:
+    """Viterbi over many sequences at once, one step per position.
+
+    scores (ndarray): Rows of all sequences, shape (n_rows, n_classes).
+    starts, lengths (ndarray): Where each sequence lies, shape (n_sequences,).
+    RETURNS (ndarray): Class per row, one sequence behind the other, shape (sum of lengths,).
+    """
+    step_penalty, first_penalty, last_penalty = (
+        np.where(valid, 0.0, -np.inf).astype(np.float32) for valid in grammar
+    )
+    # Longest first: those that are still running are always the front.
+    order = np.argsort(-lengths, kind="stable")
+    begin, size = starts[order], lengths[order]
+    running = np.searchsorted(-size, -np.arange(size[0] + 1), side="left")
+    state = np.zeros(len(size), dtype=np.int64)
+    back: list[np.ndarray] = []
+    best = scores[begin] + first_penalty
+    for step in range(size[0]):
+        if step:
+            reach = best[:, :, None] + step_penalty
+            back.append(reach.argmax(axis=1))
+            best = reach.max(axis=1) + scores[begin[: running[step]] + step]
+        going = running[step + 1]
+        state[going : running[step]] = (best[going:] + last_penalty).argmax(axis=1)
+        best = best[:going]
+    offsets = (np.cumsum(lengths) - lengths)[order]
+    path = np.zeros(int(lengths.sum()), dtype=np.int64)
+    for step in range(size[0] - 1, -1, -1):
+        n = running[step]
+        path[offsets[:n] + step] = state[:n]
+        if step:
+            state[:n] = back[step - 1][np.arange(n), state[:n]]
+    return path

@@ -166,6 +166,15 @@ class Errors:
         "'{name}' is disabled, so that there is nothing to measure. Take it out of `disabled` in "
         "[nlp], or call nlp.enable_pipe('{name}')."
     )
+    E046 = (
+        "'{name}' joins characters into words, after which there is nothing left to learn it from. "
+        "Take it out of `annotating_components` in [training]."
+    )
+    E047 = (
+        "'{name}' learns to join characters, but [corpora.{corpus}] makes the gold words of the "
+        "text (gold_preproc = true), of which it would only learn that nothing is to be joined. "
+        "Set gold_preproc = false there."
+    )
 
 
 class Warnings:

@@ -31,7 +31,8 @@ class PieceTokenizer:
 
     Tokenizers that mark word starts (SentencePiece's U+2581, byte-level BPE's space) would mark
     every word that is encoded alone. Here a word gets the mark only if whitespace or the start of
-    the text comes before it.
+    the text comes before it, and never if it begins with a character of Chinese or Japanese: there
+    the mark would be a piece of its own in front of each.
     """
 
     def __init__(self, tokenizer_json: str, special: dict[str, int]):
@@ -97,7 +98,10 @@ class PieceTokenizer:
             per word, shape (n_words,), at least 1; and the position inside each word of the piece
             whose vector stands for the word, shape (n_words,): its first that is not a bare mark.
         """
-        marked = [self.prefix + w if s else w for w, s in zip(words, spaced, strict=True)]
+        marked = [
+            self.prefix + w if s and not _is_cjk(w) else w
+            for w, s in zip(words, spaced, strict=True)
+        ]
         encoding = self._tokenizer.encode(marked, is_pretokenized=True, add_special_tokens=False)
         ids = np.asarray(encoding.ids, dtype=np.int64)
         word = np.asarray(encoding.word_ids, dtype=np.int64)
@@ -127,7 +131,7 @@ class PieceTokenizer:
         RETURNS (ndarray): True where the tokenizer drops the word (zero-width characters) or keeps
             a bare mark, shape (n_words,), bool.
         """
-        marked = [self.prefix + word for word in words]
+        marked = [word if _is_cjk(word) else self.prefix + word for word in words]
         encoding = self._tokenizer.encode(marked, is_pretokenized=True, add_special_tokens=False)
         ids = np.asarray(encoding.ids, dtype=np.int64)
         word_ids = np.asarray(encoding.word_ids, dtype=np.int64)
@@ -146,6 +150,17 @@ class PieceTokenizer:
 
     def to_dict(self) -> dict[str, Any]:
         return {"tokenizer": self.json, "special": self.special}
+
+
+def _is_cjk(word: str) -> bool:
+    """Whether a word begins with an ideograph, kana, or their punctuation or full-width forms."""
+    return (
+        "\u2e80" <= word < "\ua000"
+        or "\uf900" <= word < "\ufb00"
+        or "\ufe30" <= word < "\ufe50"
+        or "\uff00" <= word < "\uffa0"
+        or "\U00020000" <= word < "\U00040000"
+    )
 
 
 def _parts(part: dict[str, Any] | None, key: str) -> Iterator[dict[str, Any]]:

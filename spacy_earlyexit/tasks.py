@@ -58,6 +58,36 @@ class NerTask(Task):
         return ["O"] + [f"{position}-{label}" for label in labels for position in "BI"]
 
 
+class SegTask(Task):
+    """Words that are made of several tokens, mostly of one character each, as BMES classes: a
+    word's begin, middle and end, or a single token that is a word.
+    """
+
+    annotation = (
+        "words of several tokens: the corpus needs gold_preproc = false, and the pipeline a "
+        "tokenizer of characters, such as spacy-earlyexit.CharacterTokenizer.v1"
+    )
+
+    def gold(self, example: Example) -> Sequence[str | None]:
+        """Unknown is a token that belongs to several gold words, and what shares such a word. A
+        document whose tokens are the gold words has no gold: it does not say what to join.
+        """
+        gold = np.full(len(example.predicted), None, dtype=object)
+        to_words, to_tokens = example.alignment.x2y, example.alignment.y2x
+        tokens = np.flatnonzero(to_words.lengths == 1)
+        words = to_words.data[(np.cumsum(to_words.lengths) - 1)[tokens]]
+        sizes = to_tokens.lengths
+        whole = np.bincount(words, minlength=len(sizes)) == sizes
+        if (sizes[whole] > 1).any():
+            first, last = np.diff(words, prepend=-1) != 0, np.diff(words, append=-1) != 0
+            classes = np.asarray(["M", "B", "E", "S"], dtype=object)[first + 2 * last]
+            gold[tokens] = np.where(whole[words], classes, None)
+        return gold.tolist()
+
+    def labels(self, examples: Iterable[Example]) -> list[str]:
+        return ["B", "E", "M", "S"] if super().labels(examples) else []
+
+
 class TokenAttributeTask(Task):
     """A string attribute of each token. Subclasses name it."""
 

@@ -6,6 +6,7 @@ the packed pieces, so that nothing is done per word in Python.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -112,3 +113,17 @@ class TrfDataPlan:
     @staticmethod
     def _bounds(edges: np.ndarray) -> list[tuple[int, int]]:
         return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
+
+
+def merge_rows(data: TransformerData, first: np.ndarray) -> TransformerData:
+    """The same rows for a Doc whose tokens were merged.
+
+    data (TransformerData): Of the Doc as it was.
+    first (ndarray): The first old token of each new one, shape (n_tokens,).
+    RETURNS (TransformerData): Aligned with the new tokens.
+    """
+    lengths = np.asarray(data.align.lengths)
+    if not len(lengths):  # nothing was encoded
+        return data
+    merged = np.add.reduceat(lengths, first, dtype=np.int32)
+    return replace(data, align=Ragged(data.align.data, cast(Any, merged)))

@@ -43,11 +43,16 @@ def load_script(name: str) -> ModuleType:
     return module
 
 
-def make_encoder(path: Path, n_layers: int = 4, n_positions: int = 64, **settings) -> Path:
-    """A BERT with random weights and a character-level WordPiece vocabulary."""
+def make_encoder(
+    path: Path, n_layers: int = 4, n_positions: int = 64, characters: str = "", **settings
+) -> Path:
+    """A BERT with random weights and a character-level WordPiece vocabulary.
+
+    characters (str): More that it knows, Chinese ones for example.
+    """
     letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,!?'-@#0123456789"
     vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "New", "York", "in", "Anna"]
-    vocab += list(letters) + [f"##{c}" for c in letters]
+    vocab += [*letters, *characters, *(f"##{c}" for c in letters)]
     tokenizer = Tokenizer(models.WordPiece({v: i for i, v in enumerate(vocab)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

@@ -1,15 +1,17 @@
 """From scores to a valid BIO sequence, against trying out every sequence."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spacy_earlyexit.decoding import bio_transitions, decode_bio
+from spacy_earlyexit.decoding import bio_grammar, bmes_grammar, decode
 
 CLASSES = ["O", "B-x", "I-x", "B-y", "I-y"]
+BIO = bio_grammar(CLASSES)
 MANY = settings(max_examples=150, deadline=None)
 
 
@@ -45,7 +47,7 @@ def documents(draw, max_words):
 def test_best_of_all_valid_sequences(doc):
     """Nothing that is valid scores higher."""
     scores, breaks = doc
-    (path,) = decode_bio([scores], [breaks], CLASSES)
+    (path,) = decode([scores], [breaks], BIO)
     every = itertools.product(range(len(CLASSES)), repeat=len(scores))
     best = max(total(scores, p) for p in every if is_valid(p, breaks))
     assert is_valid(path, breaks)
@@ -58,11 +60,11 @@ def test_many_documents_at_once(docs):
     """Documents of any lengths, empty ones too: as each alone, and nothing given is changed."""
     scores, breaks = [s for s, _ in docs], [b for _, b in docs]
     before = [b.copy() for b in breaks]
-    paths = decode_bio(scores, breaks, CLASSES)
+    paths = decode(scores, breaks, BIO)
     assert [len(path) for path in paths] == [len(s) for s in scores]
     for own_scores, own_breaks, path in zip(scores, breaks, paths, strict=True):
         assert is_valid(path, own_breaks)
-        (alone,) = decode_bio([own_scores], [own_breaks], CLASSES)
+        (alone,) = decode([own_scores], [own_breaks], BIO)
         assert total(own_scores, alone) == total(own_scores, path)
     for old, new in zip(before, breaks, strict=True):
         np.testing.assert_array_equal(old, new)
@@ -74,7 +76,7 @@ def test_the_best_classes_are_kept_where_they_are_valid(doc):
     """What the off-ramps say is only changed where it is no BIO sequence."""
     scores, breaks = doc
     best = scores.argmax(axis=1)
-    (path,) = decode_bio([scores], [breaks], CLASSES)
+    (path,) = decode([scores], [breaks], BIO)
     if is_valid(best, breaks):
         np.testing.assert_array_equal(path, best)
     else:
@@ -87,8 +89,8 @@ def test_a_constant_per_word_changes_nothing(doc, seed):
     """Raw scores do as well as log-probabilities."""
     scores, breaks = doc
     shift = np.arange(len(scores))[:, None] * seed
-    (path,) = decode_bio([scores], [breaks], CLASSES)
-    (shifted,) = decode_bio([scores + shift], [breaks], CLASSES)
+    (path,) = decode([scores], [breaks], BIO)
+    (shifted,) = decode([scores + shift], [breaks], BIO)
     assert total(scores, path) == total(scores, shifted)
 
 
@@ -106,7 +108,7 @@ SURE_X = [0.04, 0.04, 0.84, 0.04, 0.04]
 def test_an_orphaned_inside_is_mended_by_the_words_together():
     """ "I-x I-x" at a start becomes "B-x I-x", not "O O", nor the second best of each word."""
     scores = log_p([0.1, 0.3, 0.4, 0.1, 0.1], SURE_X)
-    assert names(decode_bio([scores], [np.zeros(2, bool)], CLASSES)[0]) == ["B-x", "I-x"]
+    assert names(decode([scores], [np.zeros(2, bool)], BIO)[0]) == ["B-x", "I-x"]
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -114,9 +116,9 @@ def test_breaks_are_respected(place):
     """No entity continues over a break, wherever it is; the same scores without it do."""
     scores = log_p([0.04, 0.84, 0.04, 0.04, 0.04], SURE_X, SURE_X)
     breaks = np.zeros(3, dtype=bool)
-    assert names(decode_bio([scores], [breaks], CLASSES)[0]) == ["B-x", "I-x", "I-x"]
+    assert names(decode([scores], [breaks], BIO)[0]) == ["B-x", "I-x", "I-x"]
     breaks[place] = True
-    path = names(decode_bio([scores], [breaks], CLASSES)[0])
+    path = names(decode([scores], [breaks], BIO)[0])
     assert path[place][0] != "I"
     assert [name[0] == "I" for name in path] == [False, place != 1, place != 2]
 
@@ -126,23 +128,65 @@ def test_words_that_may_only_be_outside():
     fixed = np.asarray([[0.0, *[-np.inf] * 4]], dtype=np.float32)
     start = log_p([0.04, 0.84, 0.04, 0.04, 0.04])
     scores = np.concatenate([start, fixed, log_p(SURE_X)])
-    path = names(decode_bio([scores], [np.zeros(3, bool)], CLASSES)[0])
+    path = names(decode([scores], [np.zeros(3, bool)], BIO)[0])
     assert path[:2] == ["B-x", "O"] and path[2] != "I-x"
 
 
 @pytest.mark.parametrize("n_docs", [0, 1, 3])
 def test_nothing_to_decode(n_docs):
     empty = [np.zeros((0, len(CLASSES)))] * n_docs
-    paths = decode_bio(empty, [np.zeros(0, bool)] * n_docs, CLASSES)
+    paths = decode(empty, [np.zeros(0, bool)] * n_docs, BIO)
     assert [path.tolist() for path in paths] == [[]] * n_docs
 
 
 def test_transitions_do_not_depend_on_the_order_of_classes():
     mixed = ["I-y", "B-x", "O", "I-x", "B-y"]
-    allowed = bio_transitions(mixed)
+    allowed = bio_grammar(mixed).allowed
     for i, before in enumerate(mixed):
         for j, after in enumerate(mixed):
             assert allowed[i, j] == (after[0] != "I" or before[1:] == after[1:])
     scores = np.zeros((2, 5), dtype=np.float32)
     scores[0, 4] = scores[1, 0] = 1.0
-    assert decode_bio([scores], [np.zeros(2, bool)], mixed)[0].tolist() == [4, 0]
+    assert decode([scores], [np.zeros(2, bool)], bio_grammar(mixed))[0].tolist() == [4, 0]
+
+
+# --- words out of characters ---------------------------------------------------------------
+
+WORD_CLASSES = ["B", "E", "M", "S"]
+BMES = bmes_grammar(WORD_CLASSES)
+
+
+def are_words(path, breaks):
+    """Every run between breaks is made of "S" and "B M … E"."""
+    runs, at = [], ""
+    for c, is_break in zip(path, breaks, strict=True):
+        if is_break:
+            runs, at = [*runs, at], ""
+        at += WORD_CLASSES[c]
+    return all(re.fullmatch("(S|BM*E)*", run) for run in [*runs, at])
+
+
+@MANY
+@given(documents(max_words=5))
+def test_best_of_all_words(doc):
+    """The best sequence of whole words; also with the classes in another order."""
+    scores, breaks = doc[0][:, :4], doc[1]
+    (path,) = decode([scores], [breaks], BMES)
+    assert are_words(path, breaks)
+    every = itertools.product(range(4), repeat=len(scores))
+    assert total(scores, path) == max(total(scores, p) for p in every if are_words(p, breaks))
+    order = [2, 0, 3, 1]
+    mixed = bmes_grammar([WORD_CLASSES[c] for c in order])
+    (other,) = decode([scores[:, order]], [breaks], mixed)
+    assert total(scores[:, order], other) == total(scores, path)
+
+
+@MANY
+@given(st.lists(documents(max_words=12), max_size=6))
+def test_many_documents_of_words(docs):
+    """Of any lengths, with breaks anywhere: as each alone."""
+    paths = decode([s[:, :4] for s, _ in docs], [b for _, b in docs], BMES)
+    for (scores, breaks), path in zip(docs, paths, strict=True):
+        assert are_words(path, breaks)
+        (alone,) = decode([scores[:, :4]], [breaks], BMES)
+        np.testing.assert_array_equal(path, alone)

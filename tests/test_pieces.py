@@ -1,5 +1,6 @@
 """Words to pieces and back: marks, alignment, windows over long documents, batches."""
 
+import unicodedata
 from dataclasses import fields
 
 import numpy as np
@@ -215,22 +216,31 @@ def test_no_vector_is_a_bare_mark(shared, real, docs_of):
     pieces = encode_docs(docs, real, getter(), 512)
     assert len(pieces.word_row) == sum(len(doc) for doc in docs) > 4000
     mark = real._tokenizer.token_to_id(MARK)
-    assert mark is not None and mark in pieces.ids
+    # Only what begins like Chinese has none before it.
+    assert mark is not None and (mark in pieces.ids or docs_of is chinese_docs)
     assert (pieces.ids[pieces.word_row] != mark).all()
 
 
 def test_a_chinese_character_is_one_piece(shared, real):
-    """Its own piece, where no whitespace comes before it."""
+    """Its own one, also at the start of the text and behind a space; or unknown."""
     docs = chinese_docs(Vocab())
     pieces = encode_docs(docs, real, getter(), 512)
     length = np.bincount(pieces.row_word[pieces.row_word >= 0])
-    seen = [
-        (docs[d][t].text, int(length[word]))
-        for word, (d, t) in enumerate(zip(pieces.word_doc, pieces.word_token, strict=True))
-        if not is_spaced(docs[d][t]) and "\u4e00" <= docs[d][t].text <= "\u9fff"
-    ]
-    assert len(seen) > 10_000
-    assert [pair for pair in seen if pair[1] != 1] == []
+    texts = [docs[d][t].text for d, t in zip(pieces.word_doc, pieces.word_token, strict=True)]
+    own = np.flatnonzero([text >= "\u2e80" for text in texts])
+    assert len(own) > 15_000 and (length[own] == 1).all()
+    names = real.vocab[pieces.ids[pieces.word_row[own]]]
+    normal = [unicodedata.normalize("NFKC", texts[i]) for i in own]
+    unknown = real.vocab[real.special["unk"]]
+    assert all(name in (text, unknown) for name, text in zip(names, normal, strict=True))
+    assert np.mean(names == unknown) < 0.01
+
+
+@pytest.mark.parametrize("word", ["的", "，", "「", "カ", "\uf900", "𠀀", "︰"])
+def test_chinese_has_no_marks(real, word):
+    """In front of a character by itself the mark would be one more piece each time."""
+    assert pieces_of(real, word, True) == pieces_of(real, word, False)
+    assert real.leaves_nothing([word, "\u200b"]).tolist() == [False, True]
 
 
 def test_byte_level_words_keep_their_space(byte_bpe):

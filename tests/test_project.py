@@ -24,6 +24,18 @@ def write_corpus(folder):
         (folder / f"{part}.iob").write_text("\n".join(lines), encoding="utf8")
 
 
+CHINESE = "我/O 在/O 台北市/B-LOC 的/O 圖書館/O 拍照/O"
+
+
+def write_chinese(folder):
+    folder.mkdir(parents=True)
+    pairs = [pair.split("/") for pair in CHINESE.split()]
+    lines = [f"# text = {''.join(word for word, _ in pairs)}"]
+    lines += [f"{word}\t{label}" for word, label in pairs] + [""]
+    for part in ("train", "dev", "test"):
+        (folder / f"{part}.iob").write_text("\n".join(lines * 12), encoding="utf8")
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     """A copy of the project's files, with small corpora and an encoder at hand."""
@@ -32,7 +44,8 @@ def project(tmp_path_factory):
     for name in ("scripts", "configs", "assets/sample"):
         shutil.copytree(ROOT / name, folder / name)
     write_corpus(folder / "mirror" / "wnut17")
-    make_encoder(folder / "encoder", n_layers=6)
+    write_chinese(folder / "mirror" / "gsd_zh")
+    make_encoder(folder / "encoder", n_layers=6, characters="我在台北市的圖書館拍照")
     return folder
 
 
@@ -90,6 +103,21 @@ def test_wnut17_runs_from_data_to_figures(project, capfd, monkeypatch):
     out = capfd.readouterr().out
     assert "plain fine-tuned encoder (Hugging Face), ner" in out
     assert "stage 1, full depth" in out and "stage 2, full depth" in out
+
+
+@pytest.mark.slow
+def test_gsd_zh_runs_from_data_to_figures(project, capfd, monkeypatch):
+    """Raw Chinese text: words and names, the plain peer, and what gives way where they cross."""
+    monkeypatch.chdir(project)
+    steps = {"stage1": 30, "stage2": 4, "evaluate": 10, "plain_epochs": 8, "wins": "names"}
+    run(project, "gsd-zh", gsd_zh=steps)
+    check_figures(project, "gsd_zh")
+    subprocess.run([sys.executable, "scripts/report.py", "gsd_zh"], cwd=project, check=True)
+    out = capfd.readouterr().out
+    assert "segmentation F1" in out and "NER F1" in out
+    assert "plain fine-tuned encoder (Hugging Face), seg" in out
+    assert "stage 1, full depth" in out and "stage 2, full depth" in out
+    assert [line.split()[:2] for line in out.splitlines() if line.startswith(("names ", "words "))]
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import spacy
 import torch
-from conftest import load_script
+from conftest import load_script, make_encoder
 from spacy.tokens import Doc, DocBin
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
@@ -202,6 +202,81 @@ def test_it_learns_tags(encoder: Path) -> None:
     assert metrics["task"] == "tag"
     # The word without a tag is neither learned nor scored.
     assert metrics["dev"] == metrics["test"] == {"acc": 1.0}
+
+
+CHINESE = [["在", "圖書館", "拍照"], ["用", "iPhone", "15", "拍照", "。"], ["大學生"]]
+
+
+def make_words(sentences: list[list[str]]) -> list[Doc]:
+    vocab = spacy.blank("xx").vocab
+    return [Doc(vocab, words=words, spaces=[False] * len(words)) for words in sentences]
+
+
+def words_of(docs: list[Doc]) -> list[list[str]]:
+    return [[word.text for word in doc] for doc in docs]
+
+
+def test_words_become_characters_and_words_again() -> None:
+    docs = make_words(CHINESE)
+    characters = [script.to_characters(doc) for doc in docs]
+    assert words_of(characters)[1] == ["用", "iPhone", "15", "拍", "照", "。"]
+    assert [word.tag_ for word in characters[0]] == ["S", "B", "M", "E", "B", "E"]
+    assert words_of([script.join_words(doc) for doc in characters]) == CHINESE
+    assert script.score_words(characters, characters) == {"f": 1.0, "p": 1.0, "r": 1.0}
+    alone = [script.write_attribute(doc, ["S"] * len(doc), "tags") for doc in characters]
+    # 1 + 4 of 9 words are found, of 15 that are said to be
+    assert script.score_words(alone, characters)["r"] == pytest.approx(5 / 9)
+    assert script.score_words(alone, characters)["p"] == pytest.approx(5 / 15)
+
+
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        ("MME", ["圖書館"]),
+        ("BBE", ["圖", "書館"]),
+        ("EMS", ["圖", "書", "館"]),
+        ("SEE", ["圖", "書", "館"]),
+    ],
+)
+def test_any_tags_are_words(tags: str, words: list[str]) -> None:
+    (doc,) = make_words([["圖", "書", "館"]])
+    assert words_of([script.join_words(script.write_attribute(doc, list(tags), "tags"))]) == [words]
+
+
+def test_no_word_goes_over_a_space() -> None:
+    doc = Doc(spacy.blank("xx").vocab, words=["圖", "書"], spaces=[True, False], tags=["B", "E"])
+    assert words_of([script.join_words(doc)]) == [["圖", "書"]]
+
+
+@pytest.fixture(scope="module")
+def zh_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    characters = "".join(
+        sorted({c for words in CHINESE for word in words for c in word if c > "\u2e80"})
+    )
+    return make_encoder(tmp_path_factory.mktemp("zh"), n_layers=2, characters=characters)
+
+
+def test_each_character_is_cut_for_itself(zh_encoder: Path) -> None:
+    """Its pieces are those that the early-exit model has."""
+    docs = [script.to_characters(doc) for doc in make_words(CHINESE)]
+    peer = script.load_peer(zh_encoder, docs, script.ANNOTATIONS["seg"])
+    assert peer.labels == ["B", "E", "M", "S"]
+    sent = script.encode(peer, docs)[1]
+    names = peer.tokenizer.convert_ids_to_tokens(sent.pieces)
+    assert names[:3] == ["[CLS]", "用", "i"] and names[-4:] == ["拍", "照", "。", "[SEP]"]
+    assert [names[first] for first in sent.firsts] == ["用", "i", "1", "拍", "照", "。"]
+    long = script.Peer(*peer[:4], 5, peer.single)
+    with pytest.warns(UserWarning, match="3 words have no piece"):
+        cut = script.encode(long, docs[1:2])[0]
+    assert len(cut.pieces) == 5 and cut.firsts[:2] == [1, 2] and cut.firsts[2:] == [None] * 4
+
+
+def test_it_learns_words(zh_encoder: Path) -> None:
+    docs = make_words(CHINESE)
+    metrics = script.train_plain(
+        docs, docs, zh_encoder, task="seg", test=docs, epochs=40, batch_words=8, learn_rate=5e-3
+    )
+    assert metrics["dev"] == metrics["test"] == {"f": 1.0, "p": 1.0, "r": 1.0}
 
 
 def test_an_unknown_task_is_named(encoder: Path, tmp_path: Path) -> None:

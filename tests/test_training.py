@@ -28,6 +28,9 @@ from spacy_earlyexit.training.self_sampling import SampledExit, SelfSampling, ma
 N_LAYERS = 4
 JOINT = ROOT / "configs" / "joint.cfg"
 SELF_SAMPLING = ROOT / "configs" / "self_sampling.cfg"
+ZH_JOINT = ROOT / "configs" / "zh_joint.cfg"
+ZH_SELF_SAMPLING = ROOT / "configs" / "zh_self_sampling.cfg"
+CONFIGS = [JOINT, SELF_SAMPLING, ZH_JOINT, ZH_SELF_SAMPLING]
 
 
 # --- spacy train ---------------------------------------------------------------------------
@@ -204,11 +207,13 @@ def test_stage2_without_stage1_names_the_setting(corpus, tmp_path):
 
 def paths_for(config, encoder, corpus):
     paths = {"paths.train": corpus, "paths.dev": corpus}
-    extra = {"paths.encoder": encoder} if config == JOINT else {"paths.stage1": "somewhere"}
+    extra = (
+        {"paths.encoder": encoder} if config in (JOINT, ZH_JOINT) else {"paths.stage1": "somewhere"}
+    )
     return {**paths, **extra}
 
 
-@pytest.mark.parametrize("config", [JOINT, SELF_SAMPLING], ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_debug_config(config, encoder, corpus):
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
@@ -216,7 +221,7 @@ def test_debug_config(config, encoder, corpus):
     assert "Config is valid" in shown.getvalue()
 
 
-@pytest.mark.parametrize("config", [JOINT, SELF_SAMPLING], ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_fill_config(config, tmp_path):
     """What is set stays; a filled config has nothing left to fill."""
     first, second = tmp_path / "first.cfg", tmp_path / "second.cfg"
@@ -227,6 +232,22 @@ def test_fill_config(config, tmp_path):
     filled = spacy.util.load_config(first, interpolate=False)
     for section in ("components", "training", "initialize", "corpora"):
         assert flat(ours[section]).items() <= flat(filled[section]).items()
+
+
+@pytest.mark.parametrize("ours, base", [(ZH_JOINT, JOINT), (ZH_SELF_SAMPLING, SELF_SAMPLING)])
+def test_chinese_is_trained_as_english_is(ours, base):
+    """What differs is what text without spaces needs."""
+    ours, base = (flat(spacy.util.load_config(path, interpolate=False)) for path in (ours, base))
+    only = ("components.tagger.", "components.segmenter.", "training.score_weights.")
+    differing = {
+        key
+        for key in ours.keys() | base.keys()
+        if ours.get(key) != base.get(key) and not key.startswith(only)
+    }
+    assert differing == {
+        *("nlp.lang", "nlp.pipeline", "nlp.tokenizer.@tokenizers", "paths.encoder"),
+        *("corpora.train.gold_preproc", "corpora.dev.gold_preproc"),
+    }
 
 
 def flat(block):

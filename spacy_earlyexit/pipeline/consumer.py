@@ -102,12 +102,16 @@ class ExitConsumer(Pipe):
         """Write what predict returned."""
         raise NotImplementedError
 
+    def annotate(self, docs: list[Doc]) -> list[Doc]:
+        """Predict and write. RETURNS (List[Doc]): The Docs to go on with, mostly the same ones."""
+        self.set_annotations(docs, self.predict(docs))
+        return docs
+
     def __call__(self, doc: Doc) -> Doc:
         """Annotate one Doc. See spaCy's Pipe.__call__."""
         error_handler = self.get_error_handler()
         try:
-            self.set_annotations([doc], self.predict([doc]))
-            return doc
+            return self.annotate([doc])[0]
         except Exception as error:
             error_handler(self.name, self, [doc], error)
             return doc
@@ -117,8 +121,7 @@ class ExitConsumer(Pipe):
         error_handler = self.get_error_handler()
         for docs in minibatch(stream, size=batch_size):
             try:
-                self.set_annotations(docs, self.predict(docs))
-                yield from docs
+                yield from self.annotate(docs)
             except Exception as error:
                 error_handler(self.name, self, docs, error)
 

@@ -7,7 +7,7 @@ from spacy.attrs import ENT_IOB, ENT_TYPE, SENT_START
 from spacy.language import Language
 from spacy.tokens import Doc, Span
 
-from ..decoding import decode_bio
+from ..decoding import bio_grammar, decode
 from .consumer import ExitConsumer
 
 
@@ -82,7 +82,7 @@ class EarlyExitNer(ExitConsumer):
             # which can be on a whitespace token.
             sentence = np.cumsum(array[:, 1] == 1)[tokens]
             breaks.append(np.diff(sentence, prepend=-1) != 0)
-        decoded = decode_bio(all_scores, breaks, classes)
+        decoded = decode(all_scores, breaks, bio_grammar(classes))
         return [
             _entities(tokens, path, classes)
             for tokens, path in zip(all_tokens, decoded, strict=True)

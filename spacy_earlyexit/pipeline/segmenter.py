@@ -1,0 +1,140 @@
+"""Words out of characters, from the exit scores."""
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from spacy.attrs import ENT_IOB, ENT_TYPE, IS_SPACE, SENT_START, SPACY
+from spacy.language import Language
+from spacy.scorer import Scorer
+from spacy.tokens import Doc
+from spacy.training import Example
+
+from ..decoding import bmes_grammar, decode
+from ..errors import Errors
+from ..merging import changes, entity_ids, merge_tokens
+from .consumer import ExitConsumer
+
+if TYPE_CHECKING:
+    from .transformer import EarlyExitTransformer
+
+WINNERS = ("names", "words")
+
+
+@Language.factory(
+    "earlyexit_segmenter",
+    requires=["doc._.exit_layers"],
+    retokenizes=True,
+    default_config={
+        "task": "seg",
+        "upstream": "*",
+        "wins": "names",
+        "scorer": {"@scorers": "spacy-earlyexit.segmenter_scorer.v1"},
+    },
+    default_score_weights={"token_f": 1.0, "token_p": 0.0, "token_r": 0.0, "token_acc": None},
+)
+def make_segmenter(
+    nlp: Language, name: str, task: str, upstream: str, wins: str, scorer: Callable | None
+) -> "EarlyExitSegmenter":
+    """Construct a segmenter that reads the transformer's exits.
+
+    task (str): The transformer's task whose classes are BMES.
+    upstream (str): Name of the transformer, or "*" for any.
+    wins (str): What gives way where a name begins or ends inside of a word. "names": words end at
+        the edges of names. "words": names are extended to whole words.
+    scorer (Optional[Callable]): The scoring method.
+    """
+    return EarlyExitSegmenter(name, task=task, upstream=upstream, wins=wins, scorer=scorer)
+
+
+def make_segmenter_scorer() -> Callable[..., dict[str, Any]]:
+    """Registered as spacy-earlyexit.segmenter_scorer.v1: token_f, token_p, token_r, token_acc."""
+    return score_words
+
+
+def score_words(examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
+    """RETURNS (Dict[str, Any]): token_f and others. token_acc is no measure of segmentation: it is
+    1.0 for characters that nobody joined.
+    """
+    return Scorer.score_tokenization(examples, **kwargs)
+
+
+class EarlyExitSegmenter(ExitConsumer):
+    """Joins characters into words by the scores that each had when it left. Returns other Docs than
+    it is given, so that it has to be the last component that reads exits or characters.
+    """
+
+    def __init__(
+        self,
+        name: str = "segmenter",
+        *,
+        task: str = "seg",
+        upstream: str = "*",
+        wins: str = "names",
+        scorer: Callable | None = None,
+    ):
+        """See make_segmenter.
+
+        RAISES (ValueError): If `wins` is something else.
+        """
+        if wins not in WINNERS:
+            raise ValueError(
+                Errors.E019.format(setting="wins", expected='"names" or "words"', value=wins)
+            )
+        self.name = name
+        self.tasks = [task]
+        self.upstream = upstream
+        self.wins = wins
+        self.scorer = scorer
+
+    def check(self, transformer: "EarlyExitTransformer") -> None:
+        """RAISES (ValueError): If the transformer does not know the task, or training would get
+        words instead of characters.
+        """
+        super().check(transformer)
+        config = transformer.nlp.config
+        if self.name in config["training"]["annotating_components"]:
+            raise ValueError(Errors.E046.format(name=self.name))
+        for corpus, settings in config["corpora"].items():
+            if isinstance(settings, dict) and settings.get("gold_preproc") is True:
+                raise ValueError(Errors.E047.format(name=self.name, corpus=corpus))
+
+    def predict(self, docs: list[Doc]) -> list[np.ndarray]:
+        """Decode words, without changing the Docs.
+
+        docs (List[Doc]): Docs that the transformer has seen, with entities if it is known which.
+        RETURNS (List[ndarray]): Per Doc True where a word begins, shape (n_tokens,), bool.
+        RAISES (ValueError): If a Doc has no scores.
+        """
+        (task,) = self.tasks
+        all_tokens, all_scores, breaks, classes = [], [], [], ["S"]
+        for doc, (tokens, scores) in zip(docs, self.task_scores(docs, task), strict=True):
+            classes = list(self.exits(doc, task).classes[task])
+            all_tokens.append(tokens)
+            all_scores.append(scores)
+            breaks.append(self._breaks(doc)[tokens])
+        begins = np.asarray([c in "BS" for c in classes])
+        found = []
+        paths = decode(all_scores, breaks, bmes_grammar(classes))
+        for doc, tokens, path in zip(docs, all_tokens, paths, strict=True):
+            starts = np.ones(len(doc), dtype=bool)
+            starts[tokens] = begins[path]
+            found.append(starts)
+        return found
+
+    def _breaks(self, doc: Doc) -> np.ndarray:
+        """Where no word may go on: behind whitespace, at a sentence's start, at the edges of names
+        if they win. Shape (n_tokens,), bool.
+        """
+        attributes = [SENT_START, SPACY, IS_SPACE, ENT_IOB, ENT_TYPE]
+        array = doc.to_array(attributes).reshape(-1, len(attributes))
+        breaks = array[:, 0] == 1
+        breaks[1:] |= array[:-1, 1:3].any(axis=1)
+        if self.wins == "names":
+            breaks |= changes(entity_ids(array[:, 3], array[:, 4]))
+        return breaks
+
+    def annotate(self, docs: list[Doc]) -> list[Doc]:
+        """RETURNS (List[Doc]): New Docs, whose tokens are the words (see merging.merge_tokens)."""
+        starts = self.predict(docs)
+        return [merge_tokens(doc, own) for doc, own in zip(docs, starts, strict=True)]
