@@ -26,7 +26,6 @@ but the decision to leave.
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
@@ -88,7 +87,6 @@ class Batch:
         self.pieces_word = words  # index into the pieces' words
         self.pieces_row = rows
         self.ids = self.upload(pieces.ids[rows])
-        self.positions = self.upload(np.arange(len(rows)) - np.repeat(starts, lengths))
         row_unit = np.repeat(np.arange(len(units)), lengths)
         word_unit = np.repeat(np.arange(len(units)), n_words)
         row_word = pieces.row_word[rows]
@@ -122,6 +120,8 @@ class Batch:
         self.lengths = lengths
         self.n_units = len(lengths)
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
+        places = np.arange(self.starts[-1]) - np.repeat(self.starts[:-1], lengths)
+        self.places = self.upload(places)  # of each row in its unit, from 0
         self.row_word = row_word
         self.row_id = row_id
         self.word_id = word_id
@@ -146,7 +146,13 @@ class Batch:
         row_unit = np.repeat(np.arange(self.n_units), self.lengths)
         self.n_active = np.bincount(row_unit[rows], minlength=self.n_units)
         self.active_rows = None if row_active.all() else self.upload(rows)
-        self.groups = list(self._plan_groups())
+        self.groups = list(self._plan_groups(rows))
+
+    def take_active(self, of_rows: Tensor) -> Tensor:
+        """of_rows (Tensor): One entry per row, shape (n_rows, …).
+        RETURNS (Tensor): Those of the active rows, shape (n_active, …).
+        """
+        return of_rows if self.active_rows is None else of_rows.index_select(0, self.active_rows)
 
     def leave(self, leaving: np.ndarray) -> np.ndarray | None:
         """Halt words, and take units without an active word out of the batch.
@@ -178,12 +184,14 @@ class Batch:
         )
         return keep_row
 
-    def _plan_groups(self) -> Iterator["_Group"]:
+    def _plan_groups(self, rows: np.ndarray) -> Iterator["_Group"]:
+        """rows (ndarray): The active rows, shape (n_active,)."""
         starts = np.concatenate([[0], np.cumsum(self.n_active)])
         edges = np.flatnonzero(np.diff(self.lengths, prepend=0, append=0))
         for first, last in itertools.pairwise(edges.tolist()):
-            counts = self.n_active[first:last]
-            yield _Group(starts[first:last] - starts[first], counts, int(self.lengths[first]), self)
+            counts, length = self.n_active[first:last], int(self.lengths[first])
+            own = rows[starts[first] : starts[last]] - self.starts[first]
+            yield _Group(starts[first:last] - starts[first], counts, own, length, self)
 
 
 class _Group:
@@ -191,12 +199,21 @@ class _Group:
     number of rows is active.
     """
 
-    def __init__(self, starts: np.ndarray, counts: np.ndarray, length: int, batch: Batch):
+    def __init__(
+        self,
+        starts: np.ndarray,
+        counts: np.ndarray,
+        active: np.ndarray,
+        length: int,
+        batch: Batch,
+    ):
         """starts, counts (ndarray): Where the active rows of each unit lie among the group's, and
             how many they are, shape (n_units,).
+        active (ndarray): Which of the group's rows are active, shape (n_queries,).
         length (int): Rows of each unit.
         """
-        self.n_units, self.length = len(counts), length
+        self.n_units, self.length, self.active = len(counts), length, active
+        self.near: dict[int, Tensor] = {}
         self.n_queries, self.width = int(counts.sum()), int(counts.max())
         self.padding: Tensor | None = None
         if int(counts.min()) < self.width:
@@ -205,35 +222,62 @@ class _Group:
             self.padding = batch.upload(np.where(valid, starts[:, None] + place, 0).ravel())
             self.valid = batch.upload(np.flatnonzero(valid.ravel()))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, n_heads: int, dropout: float) -> Tensor:
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        n_heads: int,
+        window: int | None,
+        dropout: float,
+    ) -> Tensor:
         """q (Tensor): Queries of the group's active rows, shape (n_queries, H).
         k, v (Tensor): Keys and values of all its rows, shape (n_units * length, H).
+        window (Optional[int]): How far a row sees on each side; None: as far as its unit.
         RETURNS (Tensor): Mixed values, shape (n_queries, H).
         """
+        mask = None if window is None or window >= self.length - 1 else self._mask(window, q)
         if self.padding is not None:
             q = q.index_select(0, self.padding)
         mixed = F.scaled_dot_product_attention(
             q.view(self.n_units, self.width, n_heads, -1).transpose(1, 2),
             k.view(self.n_units, self.length, n_heads, -1).transpose(1, 2),
             v.view(self.n_units, self.length, n_heads, -1).transpose(1, 2),
+            attn_mask=mask,
             dropout_p=dropout,
         )
         mixed = mixed.transpose(1, 2).reshape(self.n_units * self.width, -1)
         return mixed if self.padding is None else mixed.index_select(0, self.valid)
 
+    def _mask(self, window: int, like: Tensor) -> Tensor:
+        """Which keys are near each query, bool, shape (n_units, 1, width, length), or (1, …) where
+        it is the same for all units. Kept: layers between which no word left share it.
+        """
+        if window not in self.near:
+            places = torch.from_numpy(self.active % self.length).to(like.device)
+            if self.padding is not None:
+                places = places.index_select(0, self.padding)
+            places = places.view(self.n_units, 1, self.width, 1)
+            if self.n_queries == self.n_units * self.length:
+                places = places[:1]
+            keys = torch.arange(self.length, device=places.device)
+            self.near[window] = (places - keys).abs() <= window
+        return self.near[window]
 
-def run_layer(
-    layer: EncoderLayer, hidden: Tensor, batch: Batch, n_heads: int, dropout: float
-) -> Tensor:
+
+def run_layer(layer: EncoderLayer, hidden: Tensor, batch: Batch, dropout: float) -> Tensor:
     """One layer over the active rows; halted rows are copied.
 
     hidden (Tensor): Rows that come in, shape (n_rows, H).
     dropout (float): Dropout on the attention's weights.
     RETURNS (Tensor): Rows that go out, shape (n_rows, H).
     """
-    rows = hidden if batch.active_rows is None else hidden.index_select(0, batch.active_rows)
-    query = layer.query(rows)
-    key, value = layer.key_value(hidden).chunk(2, dim=-1)
+    rows = batch.take_active(hidden)
+    query = layer.queries(rows)
+    key, value = layer.keys_values(hidden)
+    if layer.theta is not None:
+        query = layer.rotate(query, batch.take_active(batch.places))
+        key = layer.rotate(key, batch.places)
     # split, not slices: its backward pass is one concatenation
     key_rows = [group.n_units * group.length for group in batch.groups]
     parts = zip(
@@ -243,7 +287,9 @@ def run_layer(
         value.split(key_rows),
         strict=True,
     )
-    mixed = [group.attend(q, k, v, n_heads, dropout) for group, q, k, v in parts]
+    mixed = [
+        group.attend(q, k, v, layer.n_heads, layer.window, dropout) for group, q, k, v in parts
+    ]
     rows = layer.finish(rows, torch.cat(mixed))
     return rows if batch.active_rows is None else hidden.index_copy(0, batch.active_rows, rows)
 
@@ -251,7 +297,9 @@ def run_layer(
 def layer_macs(config: EncoderConfig, n_active: np.ndarray, n_rows: np.ndarray) -> np.ndarray:
     """Multiply-accumulates of one layer per unit (method: cost accounting).
 
-    2H²(A+N) [projections] + 2HAN [attention, all heads] + 2HFA [feed-forward]
+    2H²(A+N) [projections] + 2HAN [attention, all heads] + 2HFA [feed-forward; gated: 3HFA]
+
+    A local window costs no less: the scores outside of it are computed, then masked.
 
     config (EncoderConfig): Gives H and F.
     n_active, n_rows (ndarray): A and N of each unit, shape (n_units,).
@@ -259,15 +307,29 @@ def layer_macs(config: EncoderConfig, n_active: np.ndarray, n_rows: np.ndarray) 
     """
     active, rows = n_active.astype(np.float64), n_rows.astype(np.float64)
     h, f = config.hidden, config.inner
-    return 2 * h * h * (active + rows) + 2 * h * active * rows + 2 * h * f * active
+    feed_forward = (3 if config.gated else 2) * h * f * active
+    return 2 * h * h * (active + rows) + 2 * h * active * rows + feed_forward
+
+
+def embedding_macs(config: EncoderConfig, n_rows: np.ndarray) -> np.ndarray:
+    """Multiply-accumulates before layer 1 per unit: the embeddings' projection, if there is one.
+
+    config (EncoderConfig): Gives H and the embeddings' size.
+    n_rows (ndarray): Rows of each unit, shape (n_units,).
+    RETURNS (ndarray): shape (n_units,), float64.
+    """
+    return float((config.embedding or 0) * config.hidden) * n_rows
 
 
 def full_depth_macs(
     config: EncoderConfig, n_rows: np.ndarray, n_words: np.ndarray, n_classes: int
 ) -> np.ndarray:
-    """Multiply-accumulates of all layers and the last off-ramp per unit, shape (n_units,)."""
+    """Multiply-accumulates of the embeddings, all layers and the last off-ramp per unit, shape
+    (n_units,).
+    """
     layers = config.n_layers * layer_macs(config, n_rows, n_rows)
-    return layers + float(config.hidden * n_classes) * n_words
+    offramp = float(config.hidden * n_classes) * n_words
+    return embedding_macs(config, n_rows) + layers + offramp
 
 
 def run(
@@ -298,23 +360,23 @@ def run(
     attention_dropout = config.attention_dropout if module.training else 0.0
 
     batch = Batch(pieces, units, next(module.parameters()).device)
-    n_all_words, n_all_units = len(batch.word_id), batch.n_units
-    hidden = encoder.embed(batch.ids, batch.positions)
+    n_all_words = len(batch.word_id)
+    hidden = encoder.embed(batch.ids, batch.places)
     exit_layer = np.zeros(n_all_words, dtype=np.int64)
-    macs = np.zeros(n_all_units)
+    macs = embedding_macs(config, batch.lengths)
     left: list[tuple[np.ndarray, Tensor, Tensor]] = []  # words, scores and uncertainty at exit
     halted: list[tuple[np.ndarray, Tensor]] = []  # rows and states of finished units
     layer_scores: list[tuple[int, Tensor, Tensor]] = []
 
     for number in itertools.count(1):
-        layer = cast(EncoderLayer, encoder.layers[number - 1])
-        hidden = run_layer(layer, hidden, batch, config.n_heads, attention_dropout)
+        hidden = run_layer(encoder.layer(number), hidden, batch, attention_dropout)
         macs[batch.unit_id] += layer_macs(config, batch.n_active, batch.lengths)
         last = number == config.n_layers
         deciding = last or (criterion is not None and criterion.checks(number))
         if not (deciding or every_offramp):
             continue
-        scores = offramps(number, hidden.index_select(0, batch.word_row), columns)
+        words = encoder.final_norm(hidden.index_select(0, batch.word_row))
+        scores = offramps(number, words, columns)
         macs[batch.unit_id] += float(config.hidden * n_classes) * batch.n_words
         if every_offramp:
             layer_scores.append((number, batch.upload(batch.word_id), scores))
@@ -352,5 +414,5 @@ def run(
     )
     if states:
         row_order = batch.upload(np.argsort(np.concatenate([rows for rows, _ in halted])))
-        output.states = torch.cat([rows for _, rows in halted])[row_order]
+        output.states = encoder.final_norm(torch.cat([rows for _, rows in halted])[row_order])
     return batch, output

@@ -139,6 +139,10 @@ class Errors:
         "The encoder of '{name}' ({encoder}) is of the family '{family}', which is not supported. "
         "Supported families: {supported}."
     )
+    E038 = (
+        "The encoder '{name}' has {setting} = {value!r} in its config, but only {expected!r} is "
+        "supported. Change `name` in [components.transformer.model]."
+    )
 
 
 class Warnings:

@@ -9,19 +9,46 @@ import math
 import torch
 
 
-def layer_forward(layer, x, n_heads):
-    """One full post-norm layer over a unit (N, H), every position a query."""
+def turned(x, theta):
+    """Rotary positions of one head (N, d): component i and i + d/2 make a complex number."""
+    n, d = x.shape
+    i = torch.arange(d // 2, dtype=torch.float64)
+    angle = torch.arange(n, dtype=torch.float64)[:, None] * theta ** (-2 * i / d)
+    pairs = torch.complex(x[:, : d // 2], x[:, d // 2 :]) * torch.exp(1j * angle)
+    return torch.cat([pairs.real, pairs.imag], dim=-1)
+
+
+def layer_forward(layer, x, config, number):
+    """One full layer over a unit (N, H), every position a query."""
     n, hidden = x.shape
-    d = hidden // n_heads
-    q = layer.query(x)
-    k, v = layer.key_value(x).chunk(2, dim=-1)
+    d = hidden // config.n_heads
+    seen = layer.attention_norm(x) if config.pre_norm else x
+    q = layer.query(seen)
+    k, v = layer.key_value(seen).chunk(2, dim=-1)
+    window = config.windows[number - 1] if config.windows else None
+    far = torch.tensor([[abs(i - j) > (window or n) for j in range(n)] for i in range(n)])
     heads = []
-    for h in range(n_heads):
+    for h in range(config.n_heads):
         part = slice(h * d, (h + 1) * d)
-        weights = torch.softmax(q[:, part] @ k[:, part].T / math.sqrt(d), dim=-1)
+        own_q, own_k = q[:, part], k[:, part]
+        if config.thetas:
+            theta = config.thetas[number - 1]
+            own_q, own_k = turned(own_q, theta), turned(own_k, theta)
+        logits = own_q @ own_k.T / math.sqrt(d)
+        weights = torch.softmax(logits.masked_fill(far, -math.inf), dim=-1)
         heads.append(weights @ v[:, part])
-    a = layer.attention_norm(x + layer.output(torch.cat(heads, dim=-1)))
-    return layer.norm(a + layer.outer(layer.activation(layer.inner(a))))
+    a = x + layer.output(torch.cat(heads, dim=-1))
+    if config.pre_norm:
+        return a + feed_forward(layer, layer.norm(a), config)
+    a = layer.attention_norm(a)
+    return layer.norm(a + feed_forward(layer, a, config))
+
+
+def feed_forward(layer, x, config):
+    inner = layer.inner(x)
+    if not config.gated:
+        return layer.outer(layer.activation(inner))
+    return layer.outer(layer.activation(inner[:, : config.inner]) * inner[:, config.inner :])
 
 
 def entropy(scores, slices):
@@ -50,25 +77,26 @@ def run_unit(module, ids, row_word, word_row, slices, decide):
     exit_layer = [0] * n_words
     at_exit = [None] * n_words
     layer_scores = []
-    macs = 0
+    macs = len(ids) * (config.embedding or 0) * config.hidden
     for number in range(1, config.n_layers + 1):
         if all(exit_layer):
             break
         active = [w < 0 or exit_layer[w] == 0 for w in row_word.tolist()]
-        new = layer_forward(encoder.layers[number - 1], x, config.n_heads)
+        new = layer_forward(encoder.layer(number), x, config, number)
         x = torch.stack([n if a else o for n, o, a in zip(new, x, active, strict=True)])
         n_active, n_rows = sum(active), len(active)
         h = config.hidden
         macs += 2 * h * h * (n_active + n_rows)
-        macs += 2 * h * n_active * n_rows + 2 * h * config.inner * n_active
-        scores = offramps(number, x[word_row])
+        matrices = 3 if config.gated else 2
+        macs += 2 * h * n_active * n_rows + matrices * h * config.inner * n_active
+        scores = offramps(number, encoder.final_norm(x[word_row]))
         layer_scores.append(scores)
         certain = decide(number, entropy(scores, slices))
         for w in range(n_words):
             if exit_layer[w] == 0 and (certain[w] or number == config.n_layers):
                 exit_layer[w] = number
                 at_exit[w] = scores[w]
-    return torch.stack(at_exit), exit_layer, layer_scores, x, macs
+    return torch.stack(at_exit), exit_layer, layer_scores, encoder.final_norm(x), macs
 
 
 def token_rule(threshold, window):
