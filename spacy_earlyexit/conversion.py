@@ -20,7 +20,7 @@ from spacy_transformers.layers import TransformerModel
 from wasabi import msg
 
 from .architectures import module_of
-from .encoders.families import FAMILIES, SUPPORTED
+from .encoders import FAMILIES, SUPPORTED
 from .errors import Errors
 from .evaluation import component_scores, depth_scores, find_transformer
 from .files import beside, check_output, put

@@ -27,7 +27,6 @@ but the decision to leave.
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
@@ -116,8 +115,8 @@ class Batch:
         self.least_active = rules.special_share * n_words  # words; at or below, special pieces halt
         self.pieces_word = words  # index into the pieces' words
         self.pieces_row = rows
+        self.places_at_start = np.arange(len(rows)) - np.repeat(starts, lengths)
         self.ids = self.upload(pieces.ids[rows])
-        self.positions = self.upload(np.arange(len(rows)) - np.repeat(starts, lengths))
         row_unit = np.repeat(np.arange(len(units)), lengths)
         word_unit = np.repeat(np.arange(len(units)), n_words)
         row_word = pieces.row_word[rows]
@@ -151,6 +150,8 @@ class Batch:
         self.lengths = lengths
         self.n_units = len(lengths)
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
+        self.places_host = self.places_at_start[row_id]
+        self.places = self.upload(self.places_host)  # of each row in its unit, from 0
         self.row_word = row_word
         self.row_id = row_id
         self.word_id = word_id
@@ -178,7 +179,13 @@ class Batch:
         rows = np.flatnonzero(row_active)
         self.n_active = np.bincount(row_unit[rows], minlength=self.n_units)
         self.active_rows = None if row_active.all() else self.upload(rows)
-        self.groups = list(self._plan_groups())
+        self.groups = list(self._plan_groups(rows))
+
+    def take_active(self, of_rows: Tensor) -> Tensor:
+        """of_rows (Tensor): One entry per row, shape (n_rows, …).
+        RETURNS (Tensor): Those of the active rows, shape (n_active, …).
+        """
+        return of_rows if self.active_rows is None else of_rows.index_select(0, self.active_rows)
 
     def leave(self, leaving: np.ndarray) -> np.ndarray | None:
         """Halt words, and take those out of the batch that no active word reaches any more.
@@ -233,12 +240,16 @@ class Batch:
         vectors = hidden.new_zeros(len(self.word_id), hidden.shape[1])
         return vectors.index_add(0, self.upload(word), pieces)
 
-    def _plan_groups(self) -> Iterator["_Group"]:
+    def _plan_groups(self, rows: np.ndarray) -> Iterator["_Group"]:
+        """rows (ndarray): The active rows, shape (n_active,)."""
         starts = np.concatenate([[0], np.cumsum(self.n_active)])
         edges = np.flatnonzero(np.diff(self.lengths, prepend=0, append=0))
         for first, last in itertools.pairwise(edges.tolist()):
+            start, end = self.starts[first], self.starts[last]
+            places = self.places_host[start:end].reshape(last - first, -1)
+            active = rows[starts[first] : starts[last]] - start
             counts = self.n_active[first:last]
-            yield _Group(starts[first:last] - starts[first], counts, int(self.lengths[first]), self)
+            yield _Group(starts[first:last] - starts[first], counts, active, places, self)
 
 
 def word_gaps(word_unit: np.ndarray, word_id: np.ndarray) -> np.ndarray:
@@ -296,12 +307,23 @@ class _Group:
     number of rows is active.
     """
 
-    def __init__(self, starts: np.ndarray, counts: np.ndarray, length: int, batch: Batch):
+    def __init__(
+        self,
+        starts: np.ndarray,
+        counts: np.ndarray,
+        active: np.ndarray,
+        places: np.ndarray,
+        batch: Batch,
+    ):
         """starts, counts (ndarray): Where the active rows of each unit lie among the group's, and
             how many they are, shape (n_units,).
-        length (int): Rows of each unit.
+        active (ndarray): Which of the group's rows are active, shape (n_queries,).
+        places (ndarray): The places of its rows in their units, shape (n_units, length).
         """
-        self.n_units, self.length = len(counts), length
+        self.n_units, self.length = places.shape
+        self.active, self.places = active, places
+        self.span = int((places[:, -1] - places[:, 0]).max())
+        self.near: dict[int, Tensor] = {}  # masks by window
         self.n_queries, self.width = int(counts.sum()), int(counts.max())
         self.padding: Tensor | None = None
         if int(counts.min()) < self.width:
@@ -310,35 +332,60 @@ class _Group:
             self.padding = batch.upload(np.where(valid, starts[:, None] + place, 0).ravel())
             self.valid = batch.upload(np.flatnonzero(valid.ravel()))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, n_heads: int, dropout: float) -> Tensor:
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        n_heads: int,
+        window: int | None,
+        dropout: float,
+    ) -> Tensor:
         """q (Tensor): Queries of the group's active rows, shape (n_queries, H).
         k, v (Tensor): Keys and values of all its rows, shape (n_units * length, H).
+        window (Optional[int]): How far a row sees on each side; None: as far as its unit.
         RETURNS (Tensor): Mixed values, shape (n_queries, H).
         """
+        mask = None if window is None or window >= self.span else self._mask(window, q)
         if self.padding is not None:
             q = q.index_select(0, self.padding)
         mixed = F.scaled_dot_product_attention(
             q.view(self.n_units, self.width, n_heads, -1).transpose(1, 2),
             k.view(self.n_units, self.length, n_heads, -1).transpose(1, 2),
             v.view(self.n_units, self.length, n_heads, -1).transpose(1, 2),
+            attn_mask=mask,
             dropout_p=dropout,
         )
         mixed = mixed.transpose(1, 2).reshape(self.n_units * self.width, -1)
         return mixed if self.padding is None else mixed.index_select(0, self.valid)
 
+    def _mask(self, window: int, like: Tensor) -> Tensor:
+        """Which keys are near each query, bool, shape (n_units, 1, width, length). Kept: layers
+        between which no word left share it.
+        """
+        if window not in self.near:
+            keys = torch.from_numpy(self.places).to(like.device)
+            queries = torch.from_numpy(self.places.ravel()[self.active]).to(like.device)
+            if self.padding is not None:
+                queries = queries.index_select(0, self.padding)
+            distance = queries.view(self.n_units, 1, self.width, 1) - keys[:, None, None]
+            self.near[window] = distance.abs() <= window
+        return self.near[window]
 
-def run_layer(
-    layer: EncoderLayer, hidden: Tensor, batch: Batch, n_heads: int, dropout: float
-) -> Tensor:
+
+def run_layer(layer: EncoderLayer, hidden: Tensor, batch: Batch, dropout: float) -> Tensor:
     """One layer over the active rows.
 
     hidden (Tensor): Rows that come in, shape (n_rows, H).
     dropout (float): Dropout on the attention's weights.
     RETURNS (Tensor): The active rows as they are before the layer's last norm, shape (n_active, H).
     """
-    rows = hidden if batch.active_rows is None else hidden.index_select(0, batch.active_rows)
-    query = layer.query(rows)
-    key, value = layer.key_value(hidden).chunk(2, dim=-1)
+    rows = batch.take_active(hidden)
+    query = layer.queries(rows)
+    key, value = layer.keys_values(hidden)
+    if layer.theta is not None:
+        query = layer.rotate(query, batch.take_active(batch.places))
+        key = layer.rotate(key, batch.places)
     # split, not slices: its backward pass is one concatenation
     key_rows = [group.n_units * group.length for group in batch.groups]
     parts = zip(
@@ -348,7 +395,9 @@ def run_layer(
         value.split(key_rows),
         strict=True,
     )
-    mixed = [group.attend(q, k, v, n_heads, dropout) for group, q, k, v in parts]
+    mixed = [
+        group.attend(q, k, v, layer.n_heads, layer.window, dropout) for group, q, k, v in parts
+    ]
     return layer.finish(rows, torch.cat(mixed))
 
 
@@ -360,7 +409,9 @@ def copy_halted(old: Tensor, rows: Tensor, batch: Batch) -> Tensor:
 def layer_macs(config: EncoderConfig, n_active: np.ndarray, n_rows: np.ndarray) -> np.ndarray:
     """Multiply-accumulates of one layer per unit (method: cost accounting).
 
-    2H²(A+N) [projections] + 2HAN [attention, all heads] + 2HFA [feed-forward]
+    2H²(A+N) [projections] + 2HAN [attention, all heads] + 2HFA [feed-forward; gated: 3HFA]
+
+    A local window costs no less: the scores outside of it are computed, then masked.
 
     config (EncoderConfig): Gives H and F.
     n_active, n_rows (ndarray): A and N of each unit, shape (n_units,).
@@ -368,15 +419,29 @@ def layer_macs(config: EncoderConfig, n_active: np.ndarray, n_rows: np.ndarray) 
     """
     active, rows = n_active.astype(np.float64), n_rows.astype(np.float64)
     h, f = config.hidden, config.inner
-    return 2 * h * h * (active + rows) + 2 * h * active * rows + 2 * h * f * active
+    feed_forward = (3 if config.gated else 2) * h * f * active
+    return 2 * h * h * (active + rows) + 2 * h * active * rows + feed_forward
+
+
+def embedding_macs(config: EncoderConfig, n_rows: np.ndarray) -> np.ndarray:
+    """Multiply-accumulates before layer 1 per unit: the embeddings' projection, if there is one.
+
+    config (EncoderConfig): Gives H and the embeddings' size.
+    n_rows (ndarray): Rows of each unit, shape (n_units,).
+    RETURNS (ndarray): shape (n_units,), float64.
+    """
+    return float((config.embedding or 0) * config.hidden) * n_rows
 
 
 def full_depth_macs(
     config: EncoderConfig, n_rows: np.ndarray, n_words: np.ndarray, n_classes: int
 ) -> np.ndarray:
-    """Multiply-accumulates of all layers and the last off-ramp per unit, shape (n_units,)."""
+    """Multiply-accumulates of the embeddings, all layers and the last off-ramp per unit, shape
+    (n_units,).
+    """
     layers = config.n_layers * layer_macs(config, n_rows, n_rows)
-    return layers + float(config.hidden * n_classes) * n_words
+    offramp = float(config.hidden * n_classes) * n_words
+    return embedding_macs(config, n_rows) + layers + offramp
 
 
 def run(
@@ -411,29 +476,30 @@ def run(
     attention_dropout = config.attention_dropout if module.training else 0.0
 
     batch = Batch(pieces, units, next(module.parameters()).device, rules)
-    n_all_words, n_all_units = len(batch.word_id), batch.n_units
-    hidden = unnormed = encoder.embed(batch.ids, batch.positions)
+    n_all_words = len(batch.word_id)
+    hidden = unnormed = encoder.embed(batch.ids, batch.places)
     exit_layer = np.zeros(n_all_words, dtype=np.int64)
-    macs = np.zeros(n_all_units)
+    macs = embedding_macs(config, batch.lengths)
     left: list[tuple[np.ndarray, Tensor, Tensor]] = []  # words, scores and uncertainty at exit
     finished: list[tuple[np.ndarray, Tensor]] = []  # rows that left the batch, and their states
     layer_scores: list[tuple[int, Tensor, Tensor]] = []
 
     for number in itertools.count(1):
-        layer = cast(EncoderLayer, encoder.layers[number - 1])
+        layer = encoder.layer(number)
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=mixed_precision):
-            rows = run_layer(layer, hidden, batch, config.n_heads, attention_dropout)
+            rows = run_layer(layer, hidden, batch, attention_dropout)
         if rules.renorm:
             unnormed = copy_halted(unnormed, rows, batch)
-            hidden = layer.norm(unnormed)
+            hidden = layer.last_norm(unnormed)
         else:
-            hidden = copy_halted(hidden, layer.norm(rows), batch)
+            hidden = copy_halted(hidden, layer.last_norm(rows), batch)
         macs[batch.unit_id] += layer_macs(config, batch.n_active, batch.lengths)
         last = number == config.n_layers
         deciding = last or (criterion is not None and criterion.checks(number))
         if not (deciding or every_offramp):
             continue
-        scores = offramps(number, batch.word_vectors(hidden), columns)
+        words = encoder.final_norm(batch.word_vectors(hidden))
+        scores = offramps(number, words, columns)
         macs[batch.unit_id] += float(config.hidden * n_classes) * batch.n_words
         if every_offramp:
             layer_scores.append((number, batch.upload(batch.word_id), scores))
@@ -474,5 +540,5 @@ def run(
     )
     if states:
         row_order = batch.upload(np.argsort(np.concatenate([ids for ids, _ in finished])))
-        output.states = torch.cat([rows for _, rows in finished])[row_order]
+        output.states = encoder.final_norm(torch.cat([rows for _, rows in finished])[row_order])
     return batch, output

@@ -175,6 +175,10 @@ class Errors:
         "text (gold_preproc = true), of which it would only learn that nothing is to be joined. "
         "Set gold_preproc = false there."
     )
+    E048 = (
+        "The encoder '{name}' has {setting} = {value!r} in its config, but only {expected!r} is "
+        "supported. Change `name` in [components.transformer.model]."
+    )
 
 
 class Warnings:

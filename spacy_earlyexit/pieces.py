@@ -30,9 +30,10 @@ class PieceTokenizer:
     """A Hugging Face fast tokenizer, used on single words.
 
     Tokenizers that mark word starts (SentencePiece's U+2581, byte-level BPE's space) would mark
-    every word that is encoded alone. Here a word gets the mark only if whitespace or the start of
-    the text comes before it, and never if it begins with a character of Chinese or Japanese: there
-    the mark would be a piece of its own in front of each.
+    every word that is encoded alone. Here a word gets the mark only if whitespace comes before it,
+    or the start of the text where the tokenizer marks that, too (byte-level BPE mostly does not);
+    and never if it begins with a character of Chinese or Japanese: there the mark would be a piece
+    of its own in front of each.
     """
 
     def __init__(self, tokenizer_json: str, special: dict[str, int]):
@@ -43,13 +44,16 @@ class PieceTokenizer:
         self.special = special
         spec = json.loads(tokenizer_json)
         self.prefix = ""
+        self.marks_start = True
         mark = None
         for part in _parts(spec.get("pre_tokenizer"), "pretokenizers"):
             if part["type"] == "Metaspace":
+                old = "always" if part.pop("add_prefix_space", True) else "never"
+                self.marks_start = part.get("prepend_scheme", old) != "never"
                 part["prepend_scheme"] = "never"
-                part.pop("add_prefix_space", None)
                 self.prefix, mark = _SPACE_BEFORE, part["replacement"]
             elif part["type"] == "ByteLevel":
+                self.marks_start = part["add_prefix_space"]
                 part["add_prefix_space"] = False
                 self.prefix, mark = " ", "\u0120"
         tokenizer = Tokenizer.from_str(json.dumps(spec))
@@ -93,7 +97,7 @@ class PieceTokenizer:
         """Encode words, each on its own, in one call.
 
         words (List[str]): The words.
-        spaced (List[bool]): Whether whitespace, or the start of the text, comes before each.
+        spaced (List[bool]): Whether each gets the mark of a word behind whitespace.
         RETURNS (Tuple[ndarray, ndarray, ndarray]): All pieces in a row, shape (n_pieces,); pieces
             per word, shape (n_words,), at least 1; and the position inside each word of the piece
             whose vector stands for the word, shape (n_words,): its first that is not a bare mark.
@@ -243,7 +247,7 @@ def encode_docs(
     max_positions (int): The most rows of one unit, with its two special pieces.
     RETURNS (Pieces): The packed pieces; units without words are left out.
     """
-    doc_words = [_words_of(doc) for doc in docs]
+    doc_words = [_words_of(doc, tokenizer.marks_start) for doc in docs]
     offsets = np.cumsum([0] + [len(tokens) for tokens, _, _ in doc_words])
     orth = np.concatenate([np.zeros(0, np.uint64)] + [orth for _, orth, _ in doc_words])
     spaced = np.concatenate([np.zeros(0, bool)] + [spaced for _, _, spaced in doc_words])
@@ -322,13 +326,17 @@ def encode_docs(
     )
 
 
-def _words_of(doc: Doc) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Index, text key and "whitespace before" of the tokens that are not whitespace."""
+def _words_of(doc: Doc, spaced_start: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Index, text key and "whitespace before" of the tokens that are not whitespace.
+
+    spaced_start (bool): Whether the start of the text counts as whitespace.
+    """
     if len(doc) == 0:
         return np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, bool)
     array = doc.to_array([ORTH, SPACY, IS_SPACE])
     is_space = array[:, 2].astype(bool)
     spaced = np.ones(len(doc), dtype=bool)
+    spaced[0] = spaced_start
     spaced[1:] = array[:-1, 1].astype(bool) | is_space[:-1]
     tokens = np.flatnonzero(~is_space)
     return tokens, array[tokens, 0], spaced[tokens]

@@ -17,7 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .criteria import ExitCriterion
-from .engine import PAPER, MultiExitModule, Rules, in_reach, layer_macs, word_gaps
+from .engine import (
+    PAPER,
+    MultiExitModule,
+    Rules,
+    embedding_macs,
+    in_reach,
+    layer_macs,
+    word_gaps,
+)
 from .offramps import IGNORE
 from .pieces import Pieces
 from .tasks import is_bio
@@ -140,8 +148,9 @@ class Recording:
         is_word = pieces.row_word >= 0
         rows_of = np.bincount(pieces.row_word[is_word], minlength=len(exits))
         n_words = np.diff(pieces.word_starts)
-        specials = np.diff(pieces.unit_starts) - self._per_unit(rows_of)
-        total, scored = 0.0, 0
+        lengths = np.diff(pieces.unit_starts)
+        specials = lengths - self._per_unit(rows_of)
+        total, scored = embedding_macs(config, lengths).sum(), 0
         for layer in range(1, self.n_layers + 1):
             going = exits >= layer
             n_going = self._per_unit(going)

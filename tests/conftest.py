@@ -10,7 +10,15 @@ import spacy
 import torch
 from spacy.tokens import Doc
 from spacy.training import Example
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).parent.parent
@@ -43,28 +51,74 @@ def load_script(name: str) -> ModuleType:
     return module
 
 
-def make_encoder(
-    path: Path, n_layers: int = 4, n_positions: int = 64, characters: str = "", **settings
-) -> Path:
-    """A BERT with random weights and a character-level WordPiece vocabulary.
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,!?'-@#0123456789"
+BERT_NAMES = {
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+}
+ROBERTA_NAMES = {
+    "cls_token": "<s>",
+    "pad_token": "<pad>",
+    "sep_token": "</s>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+}
+
+
+def make_wordpiece(tokenizer_class=PreTrainedTokenizerFast, characters=""):
+    """Single characters and a few words, as BERT's.
 
     characters (str): More that it knows, Chinese ones for example.
     """
-    letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,!?'-@#0123456789"
-    vocab = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "New", "York", "in", "Anna"]
-    vocab += [*letters, *characters, *(f"##{c}" for c in letters)]
+    vocab = [*BERT_NAMES.values(), "the", "New", "York", "in", "Anna"]
+    vocab += [*LETTERS, *characters] + [f"##{c}" for c in LETTERS]
     tokenizer = Tokenizer(models.WordPiece({v: i for i, v in enumerate(vocab)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        pad_token="[PAD]",
-        mask_token="[MASK]",
-    ).save_pretrained(path)
+    return tokenizer_class(tokenizer_object=tokenizer, do_lower_case=False, **BERT_NAMES)
+
+
+def make_byte_bpe(tokenizer_class=PreTrainedTokenizerFast, names=ROBERTA_NAMES, prefix=False):
+    """As RoBERTa's: a word's leading space is part of its first piece.
+
+    prefix (bool): The start of a text counts as a space.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=list(names.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    corpus = ["she lives in New York", "he lives in Berlin", "they said hello to Anna"] * 5
+    tokenizer.train_from_iterator(corpus, trainer)
+    return tokenizer_class(tokenizer_object=tokenizer, add_prefix_space=prefix, **names)
+
+
+def make_unigram(tokenizer_class, names=ROBERTA_NAMES):
+    """As SentencePiece's: U+2581 in front of words."""
+    special = list(names.values())
+    pieces = ["\u2581", "\u2581in", "\u2581New", "\u2581York", *LETTERS]
+    scores = [(piece, 0.0) for piece in special] + [(piece, -float(len(piece))) for piece in pieces]
+    unk_id = special.index(names["unk_token"])
+    tokenizer = Tokenizer(models.Unigram(scores, unk_id=unk_id))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    return tokenizer_class(tokenizer_object=tokenizer, **names)
+
+
+def make_encoder(
+    path: Path, n_layers: int = 4, n_positions: int = 64, characters: str = "", **settings
+) -> Path:
+    """A BERT with random weights and a character-level WordPiece vocabulary."""
+    tokenizer = make_wordpiece(characters=characters)
+    tokenizer.save_pretrained(path)
     torch.manual_seed(0)
     settings = {
         "hidden_size": 32,
@@ -75,7 +129,7 @@ def make_encoder(
         **settings,
     }
     config = BertConfig(
-        vocab_size=len(vocab),
+        vocab_size=len(tokenizer),
         num_hidden_layers=n_layers,
         max_position_embeddings=n_positions,
         **settings,

@@ -9,22 +9,49 @@ import math
 import torch
 
 
-def layer_forward(layer, x, serves, n_heads):
-    """One full post-norm layer over a unit (N, H), every position a query, before its last norm.
+def turned(x, theta):
+    """Rotary positions of one head (N, d): component i and i + d/2 make a complex number."""
+    n, d = x.shape
+    i = torch.arange(d // 2, dtype=torch.float64)
+    angle = torch.arange(n, dtype=torch.float64)[:, None] * theta ** (-2 * i / d)
+    pairs = torch.complex(x[:, : d // 2], x[:, d // 2 :]) * torch.exp(1j * angle)
+    return torch.cat([pairs.real, pairs.imag], dim=-1)
+
+
+def layer_forward(layer, x, serves, config, number):
+    """One full layer over a unit (N, H), every position a query, before its last norm.
 
     serves: Which positions are keys and values, shape (N,), bool.
     """
     n, hidden = x.shape
-    d = hidden // n_heads
-    q = layer.query(x)
-    k, v = layer.key_value(x).chunk(2, dim=-1)
+    d = hidden // config.n_heads
+    seen = layer.attention_norm(x) if config.pre_norm else x
+    q = layer.query(seen)
+    k, v = layer.key_value(seen).chunk(2, dim=-1)
+    window = config.windows[number - 1] if config.windows else None
+    far = torch.tensor([[abs(i - j) > (window or n) for j in range(n)] for i in range(n)])
     heads = []
-    for h in range(n_heads):
+    for h in range(config.n_heads):
         part = slice(h * d, (h + 1) * d)
-        logits = (q[:, part] @ k[:, part].T / math.sqrt(d)).masked_fill(~serves, -math.inf)
-        heads.append(torch.softmax(logits, dim=-1) @ v[:, part])
-    a = layer.attention_norm(x + layer.output(torch.cat(heads, dim=-1)))
-    return a + layer.outer(layer.activation(layer.inner(a)))
+        own_q, own_k = q[:, part], k[:, part]
+        if config.thetas:
+            theta = config.thetas[number - 1]
+            own_q, own_k = turned(own_q, theta), turned(own_k, theta)
+        logits = own_q @ own_k.T / math.sqrt(d)
+        weights = torch.softmax(logits.masked_fill(far | ~serves, -math.inf), dim=-1)
+        heads.append(weights @ v[:, part])
+    a = x + layer.output(torch.cat(heads, dim=-1))
+    if config.pre_norm:
+        return a + feed_forward(layer, layer.norm(a), config)
+    a = layer.attention_norm(a)
+    return a + feed_forward(layer, a, config)
+
+
+def feed_forward(layer, x, config):
+    inner = layer.inner(x)
+    if not config.gated:
+        return layer.outer(layer.activation(inner))
+    return layer.outer(layer.activation(inner[:, : config.inner]) * inner[:, config.inner :])
 
 
 def entropy(scores, slices):
@@ -66,7 +93,7 @@ def run_unit(
     exit_layer = [0] * n_words
     at_exit = [None] * n_words
     in_batch = [True] * n_words
-    macs = 0
+    macs = len(ids) * (config.embedding or 0) * h
     for number in range(1, config.n_layers + 1):
         going = [e == 0 for e in exit_layer]
         if not any(going):
@@ -74,25 +101,26 @@ def run_unit(
         special_active = sum(going) > special_share * n_words
         active = [going[w] if w >= 0 else special_active for w in row_word]
         serves = torch.tensor([w < 0 or in_batch[w] for w in row_word])
-        layer = encoder.layers[number - 1]
-        new = layer_forward(layer, x, serves, config.n_heads)
+        layer = encoder.layer(number)
+        new = layer_forward(layer, x, serves, config, number)
         if renorm:
             new = [n if a else o for n, o, a in zip(new, unnormed, active, strict=True)]
             unnormed = torch.stack(new)
-            normed = layer.norm(unnormed)
+            normed = layer.last_norm(unnormed)
             x = torch.stack([n if s else o for n, o, s in zip(normed, x, serves, strict=True)])
         else:
-            new = layer.norm(new)
+            new = layer.last_norm(new)
             x = torch.stack([n if a else o for n, o, a in zip(new, x, active, strict=True)])
         n_active, n_rows = sum(active), int(serves.sum())
         macs += 2 * h * h * (n_active + n_rows)
-        macs += 2 * h * n_active * n_rows + 2 * h * config.inner * n_active
+        matrices = 3 if config.gated else 2
+        macs += 2 * h * n_active * n_rows + matrices * h * config.inner * n_active
         macs += h * sum(map(len, offramps.classes.values())) * sum(in_batch)
         vectors = x[word_row]
         if mean_pieces:
             rows = [[i for i, w in enumerate(row_word) if w == j] for j in range(n_words)]
             vectors = torch.stack([x[own].mean(0) for own in rows])
-        scores = offramps(number, vectors)
+        scores = offramps(number, encoder.final_norm(vectors))
         doubt = entropy(scores, slices).detach()
         doubt[~torch.tensor(in_batch)] = -math.inf
         certain = decide(number, doubt)
@@ -103,7 +131,7 @@ def run_unit(
         if reach is not None:
             going = [w for w in range(n_words) if exit_layer[w] == 0]
             in_batch = [any(abs(w - g) <= reach for g in going) for w in range(n_words)]
-    return torch.stack(at_exit), exit_layer, x, macs
+    return torch.stack(at_exit), exit_layer, encoder.final_norm(x), macs
 
 
 def token_rule(threshold, window):

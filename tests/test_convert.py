@@ -9,6 +9,7 @@ from conftest import TEXTS, make_encoder
 from spacy.language import Language
 from spacy.tokens import Doc, DocBin, Span
 from spacy.training import Example
+from test_families import make_family
 from typer.testing import CliRunner
 
 import spacy_earlyexit.cli.convert as command
@@ -164,6 +165,17 @@ def test_untouched_at_full_depth_before_training(swapped, original):
     assert transformer.tasks == ["tag", "ner"]
     assert transformer.cfg["auxiliary"] == []
     assert_like(swapped, original)
+
+
+@pytest.mark.parametrize("family", ["roberta", "modernbert"])
+def test_other_families_give_the_same_rows(family, corpora, tmp_path):
+    """Rows of first words too, before which their tokenizers put no space."""
+    make_family(tmp_path / "hf", family)
+    make_stock(str(tmp_path / "hf"), factories=("tagger",), steps=1).to_disk(tmp_path / "stock")
+    original, nlp = spacy.load(tmp_path / "stock"), spacy.load(tmp_path / "stock")
+    docs = read(corpora / "train.spacy", nlp.vocab)
+    swap(nlp, find_stock(nlp), docs, [1.5], tmp_path / "encoder")
+    assert_like(nlp, original)
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """The checks (a)-(g) of the method, forward and backward, against the masked reference."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -28,18 +30,37 @@ CONFIG = EncoderConfig(
     hidden_dropout=0.0,
     attention_dropout=0.0,
 )
+# What other families have: shared layers behind small embeddings (ALBERT); norms in front, rotary
+# positions, windows narrower than the units, gates, no biases (ModernBERT).
+SHARED_LAYERS = replace(
+    CONFIG, family="albert", embedding=6, n_types=0, first_position=2, blocks=[0, 1, 0, 1]
+)
+LOCAL = replace(
+    CONFIG,
+    family="modernbert",
+    pre_norm=True,
+    gated=True,
+    thetas=[1000.0, 10.0, 10.0, 1000.0],
+    windows=[None, 2, 3, None],
+    attention_bias=False,
+    inner_bias=False,
+    norm_bias=False,
+)
+every_kind = pytest.mark.parametrize(
+    "config", [CONFIG, SHARED_LAYERS, LOCAL], ids=lambda c: c.family
+)
 CLASSES = {"ner": ["O", "B-X", "I-X"], "pos": ["A", "B", "C", "D"]}
 TASKS = list(CLASSES)
 
 
-def make_module(seed=0, dtype=torch.float64):
+def make_module(seed=0, config=CONFIG):
     torch.manual_seed(seed)
-    offramps = OffRamps(CLASSES, CONFIG.n_layers, CONFIG.hidden)
-    module = MultiExitModule(Encoder(CONFIG), offramps)
+    offramps = OffRamps(CLASSES, config.n_layers, config.hidden)
+    module = MultiExitModule(Encoder(config), offramps)
     for name, parameter in module.named_parameters():
         # Large enough that words, layers and units differ clearly.
         torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.7)
-    return module.to(dtype).eval()
+    return module.to(torch.float64).eval()
 
 
 def make_pieces(words_per_unit, seed=0):
@@ -142,31 +163,34 @@ RULES = st.builds(
     renorm=st.booleans(),
     mean_pieces=st.booleans(),
 )
-SLOW = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+SLOW = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 
 
+@every_kind
 @SLOW
 @given(LENGTHS, st.integers(0, 3), st.floats(0.05, 1.0), RULES, st.integers(0, 5))
-def test_token_exit_equals_reference(lengths, window, threshold, rules, seed):
+def test_token_exit_equals_reference(config, lengths, window, threshold, rules, seed):
     """(c), (e) and the rules themselves, for random lengths, windows and thresholds."""
-    module, pieces = make_module(seed), make_pieces(lengths, seed)
+    module, pieces = make_module(seed, config), make_pieces(lengths, seed)
     ours = engine(module, pieces, TokenExit(threshold, window), rules=rules, states=True)
     assert_equal(ours, reference(module, pieces, lambda u: token_rule(threshold, window), rules))
 
 
+@every_kind
 @SLOW
 @given(LENGTHS, st.floats(0.3, 1.0), st.integers(0, 5))
-def test_sentence_exit_equals_reference(lengths, threshold, seed):
-    module, pieces = make_module(seed), make_pieces(lengths, seed)
+def test_sentence_exit_equals_reference(config, lengths, threshold, seed):
+    module, pieces = make_module(seed, config), make_pieces(lengths, seed)
     ours = engine(module, pieces, SentenceExit(threshold), states=True)
     assert_equal(ours, reference(module, pieces, lambda u: sentence_rule(threshold)))
 
 
+@every_kind
 @SLOW
 @given(LENGTHS, RULES, st.integers(0, 10_000))
-def test_given_exits_equal_reference_forward_and_backward(lengths, rules, seed):
+def test_given_exits_equal_reference_forward_and_backward(config, lengths, rules, seed):
     """(c): the gathering path equals the masked one for any exits, and so do its gradients."""
-    module, pieces = make_module(seed % 7), make_pieces(lengths, seed)
+    module, pieces = make_module(seed % 7, config), make_pieces(lengths, seed)
     exits = np.random.default_rng(seed).integers(1, CONFIG.n_layers + 1, sum(lengths))
     units = np.argsort(np.diff(pieces.unit_starts), kind="stable")
     order = np.concatenate([np.arange(*pieces.word_starts[u : u + 2]) for u in units])
@@ -188,9 +212,10 @@ def test_given_exits_equal_reference_forward_and_backward(lengths, rules, seed):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
 
 
-def test_threshold_zero_is_full_depth():
+@every_kind
+def test_threshold_zero_is_full_depth(config):
     """(a)"""
-    module, pieces = make_module(), make_pieces([3, 7, 1, 5])
+    module, pieces = make_module(config=config), make_pieces([3, 7, 1, 5])
     full = engine(module, pieces, None)
     zero = engine(module, pieces, TokenExit(0.0, 1))
     assert torch.equal(full[0], zero[0])
@@ -198,27 +223,30 @@ def test_threshold_zero_is_full_depth():
     np.testing.assert_array_equal(full[2], zero[2])
 
 
+@every_kind
 @pytest.mark.parametrize("criterion", [TokenExit(1.1, 2), SentenceExit(1.1), FixedExit(1)])
-def test_threshold_above_one_leaves_at_layer_one(criterion):
+def test_threshold_above_one_leaves_at_layer_one(config, criterion):
     """(b)"""
-    _, exits, _, _, _ = engine(make_module(), make_pieces([3, 7, 1]), criterion)
+    _, exits, _, _, _ = engine(make_module(config=config), make_pieces([3, 7, 1]), criterion)
     assert (exits == 1).all()
 
 
-def test_full_depth_costs_the_formula():
+@every_kind
+def test_full_depth_costs_the_formula(config):
     """(d): L · (12H²-type terms) exactly, and one off-ramp."""
-    module, pieces = make_module(), make_pieces([3, 7, 1, 5])
+    module, pieces = make_module(config=config), make_pieces([3, 7, 1, 5])
     _, _, macs, _, _ = engine(module, pieces, None)
     rows, words = np.diff(pieces.unit_starts), np.diff(pieces.word_starts)
-    h, f, n_layers = CONFIG.hidden, CONFIG.inner, CONFIG.n_layers
-    layer = 4 * h * h * rows + 2 * h * rows**2 + 2 * h * f * rows
-    expected = n_layers * layer + h * 7 * words
+    h, f, n_layers = config.hidden, config.inner, config.n_layers
+    matrices = 3 if config is LOCAL else 2
+    layer = 4 * h * h * rows + 2 * h * rows**2 + matrices * h * f * rows
+    projection = 6 * h * rows if config is SHARED_LAYERS else 0
+    expected = projection + n_layers * layer + h * 7 * words
     np.testing.assert_array_equal(macs, expected)
-    np.testing.assert_array_equal(full_depth_macs(CONFIG, rows, words, 7), expected)
+    np.testing.assert_array_equal(full_depth_macs(config, rows, words, 7), expected)
     # with F = 4H the linear part is 12H² per row; a halted row costs a sixth of that
-    h = CONFIG.hidden
     one, none = np.asarray([1]), np.asarray([0])
-    assert layer_macs(CONFIG, none, one)[0] == 2 * h * h
+    assert layer_macs(config, none, one)[0] == 2 * h * h
 
 
 def test_window_blocks_exactly_k_neighbours():
@@ -238,11 +266,14 @@ def test_window_blocks_exactly_k_neighbours():
             assert blocked.tolist() == expected
 
 
-def test_result_does_not_depend_on_the_batch():
+@every_kind
+def test_result_does_not_depend_on_the_batch(config):
     """(g)"""
-    module, pieces = make_module(), make_pieces([3, 7, 1, 5, 9, 2])
-    criterion = TokenExit(0.7, 1)
-    together = engine(module, pieces, criterion)
+    module, pieces = make_module(config=config), make_pieces([3, 7, 1, 5, 9, 2])
+    criteria = [TokenExit(threshold, 1) for threshold in np.linspace(0.3, 0.95, 14)]
+    results = [engine(module, pieces, criterion) for criterion in criteria]
+    best = int(np.argmax([len(set(exits)) for _, exits, *_ in results]))
+    criterion, together = criteria[best], results[best]
     assert len(set(together[1])) > 1, "the setting has to make words leave at several layers"
     for u in range(pieces.n_units):
         batch, out = run(module, pieces, np.asarray([u]), criterion, TASKS)
@@ -251,9 +282,10 @@ def test_result_does_not_depend_on_the_batch():
         torch.testing.assert_close(out.scores, together[0][words], rtol=1e-9, atol=1e-9)
 
 
-def test_finished_units_and_halted_rows_are_not_computed(monkeypatch):
+@every_kind
+def test_finished_units_and_halted_rows_are_not_computed(config):
     """What is thrown away is never multiplied: rows that go into each feed-forward."""
-    module, pieces = make_module(), make_pieces([2, 6, 4])
+    module, pieces = make_module(config=config), make_pieces([2, 6, 4])
     seen = []
     for layer in module.encoder.layers:
         layer.inner.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
@@ -273,9 +305,10 @@ def test_finished_units_and_halted_rows_are_not_computed(monkeypatch):
     assert seen == expected
 
 
-def test_loss_gradient_is_numeric():
+@every_kind
+def test_loss_gradient_is_numeric(config):
     """Joint loss through halt-and-copy at given exits, in double precision."""
-    module, pieces = make_module(3), make_pieces([2, 4])
+    module, pieces = make_module(3, config), make_pieces([2, 4])
     exits = np.asarray([1, 3, 2, 4, 1, 2])
     gold = {"ner": torch.tensor([0, 1, 2, IGNORE, 0, 0]), "pos": torch.tensor([3, 0, 1, 1, 2, 0])}
 

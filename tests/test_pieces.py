@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import spacy
 import spacy_transformers  # noqa: F401 - registers the span getters
-from conftest import SHARED
+from conftest import SHARED, make_byte_bpe
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from spacy.tokens import Doc
 from spacy.util import registry
 from spacy.vocab import Vocab
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from spacy_earlyexit.pieces import Pieces, PieceTokenizer, encode_docs
 from spacy_earlyexit.spans import cut_windows
@@ -42,35 +41,9 @@ def wordpiece(encoder):
     return PieceTokenizer.from_transformers(AutoTokenizer.from_pretrained(encoder), "tiny")
 
 
-def make_byte_bpe():
-    """As RoBERTa's: a word's leading space is part of its first piece."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    corpus = ["she lives in New York", "he lives in Berlin", "they said hello to Anna"] * 5
-    tokenizer.train_from_iterator(corpus, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        cls_token="<s>",
-        eos_token="</s>",
-        sep_token="</s>",
-        unk_token="<unk>",
-        pad_token="<pad>",
-        mask_token="<mask>",
-        add_prefix_space=True,
-    )
-
-
 @pytest.fixture(scope="module")
 def byte_hf():
-    return make_byte_bpe()
+    return make_byte_bpe(prefix=True)
 
 
 @pytest.fixture(scope="module")
@@ -334,6 +307,19 @@ def test_byte_level_ids_equal_hugging_face(byte_bpe, byte_hf):
     words = "Anna said that zebras live in New York".split()
     ids, _, _ = byte_bpe.encode(words, [True] * len(words))
     assert ids.tolist() == byte_hf(" ".join(words), add_special_tokens=False)["input_ids"]
+
+
+def test_the_start_of_a_text_is_marked_where_the_tokenizer_does_it():
+    """RoBERTa's tokenizer puts no space before the first word unless add_prefix_space is set."""
+    words = "in New York she lives in New York".split()
+    starts = []
+    for prefix in (True, False):
+        hf = make_byte_bpe(prefix=prefix)
+        tokenizer = PieceTokenizer.from_transformers(hf, "bytes")
+        ids = encode_docs([Doc(Vocab(), words=words)], tokenizer, getter(), 64).ids[1:-1]
+        assert ids.tolist() == hf(" ".join(words), add_special_tokens=False)["input_ids"]
+        starts.append(tokenizer._tokenizer.id_to_token(ids[0]))
+    assert starts[0].startswith("\u0120") and not starts[1].startswith("\u0120")
 
 
 def test_word_piece_ids_equal_hugging_face(wordpiece, encoder):

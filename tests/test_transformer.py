@@ -21,7 +21,7 @@ from spacy.lang.en import English
 from spacy.tokens import Doc
 from spacy.training import Example
 from thinc.api import Optimizer
-from transformers import BertTokenizer, DistilBertConfig, DistilBertModel
+from transformers import BertTokenizer, MPNetConfig
 
 from spacy_earlyexit.architectures import module_of
 from spacy_earlyexit.criteria import FixedExit, SentenceExit, TokenExit
@@ -327,10 +327,10 @@ def test_missing_encoder(tmp_path, folder):
 def test_unsupported_family(tmp_path):
     make_encoder(tmp_path)
     shutil.move(tmp_path / "tokenizer_config.json", tmp_path / "kept.json")
-    config = DistilBertConfig(vocab_size=200, dim=32, n_heads=4, n_layers=2, hidden_dim=64)
-    DistilBertModel(config).save_pretrained(tmp_path)
+    config = MPNetConfig(vocab_size=200, hidden_size=32, num_attention_heads=4, num_hidden_layers=2)
+    config.save_pretrained(tmp_path)
     shutil.move(tmp_path / "kept.json", tmp_path / "tokenizer_config.json")
-    with pytest.raises(ValueError, match=r"'distilbert'.*not supported.*Supported.*bert"):
+    with pytest.raises(ValueError, match=r"'mpnet'.*not supported.*albert, bert, camembert"):
         initialized(tmp_path)
 
 

@@ -227,9 +227,9 @@ def load_tokenizer(transformer: "EarlyExitTransformer") -> tuple["PieceTokenizer
     RAISES (OSError): If the encoder can't be reached.
     RAISES (ValueError): If it is not supported.
     """
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    from ..encoders.families import FAMILIES, SUPPORTED
+    from ..encoders import read_config
     from ..errors import Errors
     from ..pieces import PieceTokenizer
 
@@ -240,18 +240,13 @@ def load_tokenizer(transformer: "EarlyExitTransformer") -> tuple["PieceTokenizer
     name = attrs["name"]
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **attrs["tokenizer_config"])
-        config = AutoConfig.from_pretrained(name, **attrs["transformer_config"])
     except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().split("\n")[0]
         raise OSError(
             Errors.E001.format(name=name, error=reason, component=transformer.name)
         ) from error
-    family = FAMILIES.get(config.model_type)
-    if family is None:
-        raise ValueError(
-            Errors.E002.format(name=name, family=config.model_type, supported=SUPPORTED)
-        )
-    return PieceTokenizer.from_transformers(tokenizer, name), family.config(config).n_positions
+    _, config = read_config(name, attrs["transformer_config"])
+    return PieceTokenizer.from_transformers(tokenizer, name), config.n_positions
 
 
 def count_gold(examples: Sequence["Example"], tasks: Mapping[str, "Task"]) -> CorpusStats:

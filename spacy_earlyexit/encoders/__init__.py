@@ -1,6 +1,14 @@
 """One canonical encoder, filled from the Hugging Face families in a table."""
 
-from .families import SUPPORTED, load_encoder
+from .families import FAMILIES, SUPPORTED, load_encoder, read_config
 from .layers import Encoder, EncoderConfig, EncoderLayer
 
-__all__ = ["SUPPORTED", "Encoder", "EncoderConfig", "EncoderLayer", "load_encoder"]
+__all__ = [
+    "FAMILIES",
+    "SUPPORTED",
+    "Encoder",
+    "EncoderConfig",
+    "EncoderLayer",
+    "load_encoder",
+    "read_config",
+]

@@ -1,25 +1,45 @@
-"""The canonical encoder: embeddings and post-norm layers that work on packed rows."""
+"""The canonical encoder: embeddings and layers that work on packed rows."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Everything that is needed to build an encoder's shapes, without its weights.
+    """Everything that is needed to build an encoder's shapes, without its weights. What has a
+    default is BERT's way.
 
-    first_position (int): The position of a unit's first piece (RoBERTa counts from pad_id + 1).
     n_positions (int): Pieces of the longest unit, special pieces included.
+    hidden, inner (int): Size of a row, and of the feed-forward's inner layer.
+    hidden_dropout, attention_dropout (float): On what the feed-forward gives, and on the
+        attention's weights.
+    n_types (int): Token types, of which the first is used; 0 if there are none.
+    first_position (int): The position of a unit's first piece (RoBERTa counts from pad_id + 1).
+    embedding (Optional[int]): Size of the embeddings where a linear layer brings them to `hidden`.
+    embedding_dropout, output_dropout (Optional[float]): On the embeddings, and on what the
+        attention gives; None: as hidden_dropout.
+    inner_dropout (float): Inside of the feed-forward.
+    attention_bias, inner_bias, norm_bias (bool): Which of attention, feed-forward and norms have
+        biases.
+    gated (bool): The feed-forward is activation(a)·b with a, b of size `inner` (GLU).
+    pre_norm (bool): Norms in front of attention and feed-forward, and a last one behind all
+        layers.
+    blocks (Sequence[int]): Which set of weights each layer uses, where layers share them. Empty:
+        each its own.
+    windows (Sequence[Optional[int]]): Per layer how many rows a row sees on each side; None: all.
+        Empty: all, everywhere.
+    thetas (Sequence[float]): Per layer the base of its rotary positions. Empty: positions are
+        learned embeddings.
     """
 
     family: str
     n_vocab: int
-    n_types: int
     n_positions: int
-    first_position: int
     n_layers: int
     n_heads: int
     hidden: int
@@ -28,58 +48,159 @@ class EncoderConfig:
     norm_eps: float
     hidden_dropout: float
     attention_dropout: float
+    n_types: int = 0
+    first_position: int = 0
+    embedding: int | None = None
+    embedding_dropout: float | None = None
+    output_dropout: float | None = None
+    inner_dropout: float = 0.0
+    attention_bias: bool = True
+    inner_bias: bool = True
+    norm_bias: bool = True
+    gated: bool = False
+    pre_norm: bool = False
+    blocks: Sequence[int] = ()
+    windows: Sequence[int | None] = ()
+    thetas: Sequence[float] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def norm(self, size: int) -> nn.LayerNorm:
+        return nn.LayerNorm(size, eps=self.norm_eps, bias=self.norm_bias)
+
+    def dropout(self, rate: float | None) -> nn.Dropout:
+        return nn.Dropout(self.hidden_dropout if rate is None else rate)
+
 
 class EncoderLayer(nn.Module):
-    """One transformer layer (Vaswani et al. 2017, norms behind the sub-layers), cut where early
-    exit needs it: keys and values come from all rows, everything else from the active rows only.
+    """One transformer layer, cut where early exit needs it: keys and values come from all rows,
+    everything else from the active rows only.
+
+    Norms are behind the sub-layers (Vaswani et al. 2017) or in front of them (`pre_norm`); then
+    rows are the residual stream, which no norm has touched.
     """
 
-    def __init__(self, config: EncoderConfig):
+    def __init__(self, config: EncoderConfig, number: int):
+        """number (int): The layer's, from 1; of layers that share weights, the first one's."""
         super().__init__()
-        self.query = nn.Linear(config.hidden, config.hidden)
-        self.key_value = nn.Linear(config.hidden, 2 * config.hidden)
-        self.output = nn.Linear(config.hidden, config.hidden)
-        self.attention_norm = nn.LayerNorm(config.hidden, eps=config.norm_eps)
-        self.inner = nn.Linear(config.hidden, config.inner)
-        self.outer = nn.Linear(config.inner, config.hidden)
-        self.norm = nn.LayerNorm(config.hidden, eps=config.norm_eps)
+        hidden, bias = config.hidden, config.attention_bias
+        self.n_heads = config.n_heads
+        self.pre_norm, self.gated = config.pre_norm, config.gated
+        self.window = config.windows[number - 1] if config.windows else None
+        self.theta = config.thetas[number - 1] if config.thetas else None
+        self.query = nn.Linear(hidden, hidden, bias=bias)
+        self.key_value = nn.Linear(hidden, 2 * hidden, bias=bias)
+        self.output = nn.Linear(hidden, hidden, bias=bias)
+        # Layer 1 of pre-norm encoders gets the embeddings, which have had their norm.
+        normed = config.pre_norm and number == 1
+        self.attention_norm = nn.Identity() if normed else config.norm(hidden)
+        inner = 2 * config.inner if config.gated else config.inner
+        self.inner = nn.Linear(hidden, inner, bias=config.inner_bias)
+        self.outer = nn.Linear(config.inner, hidden, bias=config.inner_bias)
+        self.norm = config.norm(hidden)
         self.activation = ACT2FN[config.activation]
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.output_dropout = config.dropout(config.output_dropout)
+        self.inner_dropout = config.dropout(config.inner_dropout)
+        self.outer_dropout = config.dropout(config.hidden_dropout)
+
+    def queries(self, rows: Tensor) -> Tensor:
+        """rows (Tensor): The active rows, shape (n_active, hidden).
+        RETURNS (Tensor): Their queries, shape (n_active, hidden), without rotary positions.
+        """
+        return self.query(self.attention_norm(rows) if self.pre_norm else rows)
+
+    def keys_values(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """rows (Tensor): All rows, halted ones too, shape (n_rows, hidden).
+        RETURNS (Tuple[Tensor, Tensor]): Keys, without rotary positions, and values, both of shape
+            (n_rows, hidden).
+        """
+        both = self.key_value(self.attention_norm(rows) if self.pre_norm else rows)
+        key, value = both.chunk(2, dim=-1)
+        return key, value
+
+    def rotate(self, rows: Tensor, places: Tensor) -> Tensor:
+        """Rotary positions (Su et al. 2021, section 3.2; the halves of each head make the pairs).
+
+        rows (Tensor): Queries or keys, shape (n, hidden).
+        places (Tensor): Their places in their unit, from 0, shape (n,).
+        RETURNS (Tensor): shape (n, hidden).
+        """
+        size = rows.shape[-1] // self.n_heads
+        # Angles of far places need more than half precision.
+        dtype = torch.promote_types(rows.dtype, torch.float32)
+        steps = torch.arange(0, size, 2, dtype=dtype, device=rows.device) / size
+        angles = places[:, None].to(dtype) * (1.0 / cast(float, self.theta) ** steps)
+        cos, sin = angles.cos()[:, None].to(rows.dtype), angles.sin()[:, None].to(rows.dtype)
+        a, b = rows.view(len(rows), self.n_heads, size).chunk(2, dim=-1)
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).view(rows.shape)
 
     def finish(self, rows: Tensor, attended: Tensor) -> Tensor:
         """The layer behind its attention, but for its last norm.
 
         rows (Tensor): The active rows that came into the layer, shape (n_active, hidden).
         attended (Tensor): The mixed values for these rows, shape (n_active, hidden).
-        RETURNS (Tensor): The rows that `norm` takes, shape (n_active, hidden).
+        RETURNS (Tensor): The rows that `last_norm` takes, shape (n_active, hidden).
         """
-        rows = self.attention_norm(rows + self.dropout(self.output(attended)))
-        inner = self.activation(self.inner(rows))
-        return rows + self.dropout(self.outer(inner))
+        rows = rows + self.output_dropout(self.output(attended))
+        if self.pre_norm:
+            return rows + self._feed_forward(self.norm(rows))
+        rows = self.attention_norm(rows)
+        return rows + self._feed_forward(rows)
+
+    def last_norm(self, rows: Tensor) -> Tensor:
+        """rows (Tensor): What `finish` returned, shape (n, hidden).
+        RETURNS (Tensor): The rows that leave the layer, shape (n, hidden).
+        """
+        return rows if self.pre_norm else self.norm(rows)
+
+    def _feed_forward(self, rows: Tensor) -> Tensor:
+        inner = self.inner(rows)
+        if self.gated:
+            inner, gate = inner.chunk(2, dim=-1)
+            inner = self.activation(inner) * gate
+        else:
+            inner = self.activation(inner)
+        return self.outer_dropout(self.outer(self.inner_dropout(inner)))
 
 
 class Encoder(nn.Module):
-    """Embeddings and layers. The engine runs them."""
+    """Embeddings and layers. The engine runs them.
+
+    `final_norm` makes of a row, behind whatever layer, what off-ramps and listeners see: the row
+    itself where norms are behind the sub-layers.
+    """
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.config = config
-        self.words = nn.Embedding(config.n_vocab, config.hidden)
-        self.positions = nn.Embedding(config.first_position + config.n_positions, config.hidden)
-        self.types = nn.Embedding(config.n_types, config.hidden)
-        self.norm = nn.LayerNorm(config.hidden, eps=config.norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout)
-        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.n_layers))
+        size = config.hidden if config.embedding is None else config.embedding
+        self.words = nn.Embedding(config.n_vocab, size)
+        if not config.thetas:
+            self.positions = nn.Embedding(config.first_position + config.n_positions, size)
+        if config.n_types:
+            self.types = nn.Embedding(config.n_types, size)
+        self.norm = config.norm(size)
+        self.dropout = config.dropout(config.embedding_dropout)
+        self.project = nn.Identity() if config.embedding is None else nn.Linear(size, config.hidden)
+        self.blocks = list(config.blocks) or list(range(config.n_layers))
+        self.layers = nn.ModuleList(
+            EncoderLayer(config, self.blocks.index(block) + 1)
+            for block in range(max(self.blocks) + 1)
+        )
+        self.final_norm = config.norm(config.hidden) if config.pre_norm else nn.Identity()
 
-    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """ids, positions (Tensor): Piece ids and places in their unit (from 0), shape (n_rows,).
+    def layer(self, number: int) -> EncoderLayer:
+        """number (int): From 1. Layers that share their weights are one module."""
+        return cast(EncoderLayer, self.layers[self.blocks[number - 1]])
+
+    def embed(self, ids: Tensor, places: Tensor) -> Tensor:
+        """ids, places (Tensor): Piece ids and places in their unit (from 0), shape (n_rows,).
         RETURNS (Tensor): The rows that go into layer 1, shape (n_rows, hidden).
         """
-        rows = self.words(ids) + self.positions(positions + self.config.first_position)
+        rows = self.words(ids)
+        if not self.config.thetas:
+            rows = rows + self.positions(places + self.config.first_position)
         if self.config.n_types:
             rows = rows + self.types.weight[0]
-        return self.dropout(self.norm(rows))
+        return self.project(self.dropout(self.norm(rows)))
