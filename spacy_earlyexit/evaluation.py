@@ -102,7 +102,8 @@ def fresh_docs(transformer: "EarlyExitTransformer", examples: Sequence[Example])
     """Docs as they come to a transformer: tokens, and what the components in front of it say.
 
     Sentence boundaries are taken over only where no component of the pipeline finds them: those
-    of a Doc that went through the pipeline are its answer, not part of the question.
+    of a Doc that went through the pipeline are its answer, not part of the question. So are its
+    tokens where a component retokenizes: then the text is tokenized anew.
 
     transformer (EarlyExitTransformer): In its pipeline.
     examples (Sequence[Example]): Their predicted Docs give the tokens.
@@ -114,7 +115,10 @@ def fresh_docs(transformer: "EarlyExitTransformer", examples: Sequence[Example])
         raise ValueError(Errors.E045.format(name=transformer.name))
     finders = {"token.is_sent_start", "doc.sents"}
     found = any(finders & set(nlp.get_pipe_meta(name).assigns) for name in nlp.pipe_names)
-    docs = [bare_doc(eg.predicted, sentences=not found) for eg in examples]
+    if any(nlp.get_pipe_meta(name).retokenizes for name in nlp.pipe_names):
+        docs = [nlp.make_doc(eg.predicted.text) for eg in examples]
+    else:
+        docs = [bare_doc(eg.predicted, sentences=not found) for eg in examples]
     at = nlp.pipe_names.index(transformer.name)
     if at > 0:
         docs = list(nlp.pipe(docs, disable=nlp.pipe_names[at:]))
