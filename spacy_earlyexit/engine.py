@@ -84,6 +84,7 @@ class Batch:
         words = ranges(pieces.word_starts[units], n_words)
         starts = np.cumsum(lengths) - lengths
         self.device = device
+        self.places_at_start = np.arange(len(rows)) - np.repeat(starts, lengths)
         self.pieces_word = words  # index into the pieces' words
         self.pieces_row = rows
         self.ids = self.upload(pieces.ids[rows])
@@ -120,8 +121,8 @@ class Batch:
         self.lengths = lengths
         self.n_units = len(lengths)
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
-        places = np.arange(self.starts[-1]) - np.repeat(self.starts[:-1], lengths)
-        self.places = self.upload(places)  # of each row in its unit, from 0
+        self.places_host = self.places_at_start[row_id]
+        self.places = self.upload(self.places_host)  # of each row in its unit, from 0
         self.row_word = row_word
         self.row_id = row_id
         self.word_id = word_id
@@ -189,9 +190,11 @@ class Batch:
         starts = np.concatenate([[0], np.cumsum(self.n_active)])
         edges = np.flatnonzero(np.diff(self.lengths, prepend=0, append=0))
         for first, last in itertools.pairwise(edges.tolist()):
-            counts, length = self.n_active[first:last], int(self.lengths[first])
-            own = rows[starts[first] : starts[last]] - self.starts[first]
-            yield _Group(starts[first:last] - starts[first], counts, own, length, self)
+            start, end = self.starts[first], self.starts[last]
+            places = self.places_host[start:end].reshape(last - first, -1)
+            active = rows[starts[first] : starts[last]] - start
+            counts = self.n_active[first:last]
+            yield _Group(starts[first:last] - starts[first], counts, active, places, self)
 
 
 class _Group:
@@ -204,16 +207,18 @@ class _Group:
         starts: np.ndarray,
         counts: np.ndarray,
         active: np.ndarray,
-        length: int,
+        places: np.ndarray,
         batch: Batch,
     ):
         """starts, counts (ndarray): Where the active rows of each unit lie among the group's, and
             how many they are, shape (n_units,).
         active (ndarray): Which of the group's rows are active, shape (n_queries,).
-        length (int): Rows of each unit.
+        places (ndarray): The places of its rows in their units, shape (n_units, length).
         """
-        self.n_units, self.length, self.active = len(counts), length, active
-        self.near: dict[int, Tensor] = {}
+        self.n_units, self.length = places.shape
+        self.active, self.places = active, places
+        self.span = int((places[:, -1] - places[:, 0]).max())
+        self.near: dict[int, Tensor] = {}  # masks by window
         self.n_queries, self.width = int(counts.sum()), int(counts.max())
         self.padding: Tensor | None = None
         if int(counts.min()) < self.width:
@@ -236,7 +241,7 @@ class _Group:
         window (Optional[int]): How far a row sees on each side; None: as far as its unit.
         RETURNS (Tensor): Mixed values, shape (n_queries, H).
         """
-        mask = None if window is None or window >= self.length - 1 else self._mask(window, q)
+        mask = None if window is None or window >= self.span else self._mask(window, q)
         if self.padding is not None:
             q = q.index_select(0, self.padding)
         mixed = F.scaled_dot_product_attention(
@@ -250,18 +255,16 @@ class _Group:
         return mixed if self.padding is None else mixed.index_select(0, self.valid)
 
     def _mask(self, window: int, like: Tensor) -> Tensor:
-        """Which keys are near each query, bool, shape (n_units, 1, width, length), or (1, …) where
-        it is the same for all units. Kept: layers between which no word left share it.
+        """Which keys are near each query, bool, shape (n_units, 1, width, length). Kept: layers
+        between which no word left share it.
         """
         if window not in self.near:
-            places = torch.from_numpy(self.active % self.length).to(like.device)
+            keys = torch.from_numpy(self.places).to(like.device)
+            queries = torch.from_numpy(self.places.ravel()[self.active]).to(like.device)
             if self.padding is not None:
-                places = places.index_select(0, self.padding)
-            places = places.view(self.n_units, 1, self.width, 1)
-            if self.n_queries == self.n_units * self.length:
-                places = places[:1]
-            keys = torch.arange(self.length, device=places.device)
-            self.near[window] = (places - keys).abs() <= window
+                queries = queries.index_select(0, self.padding)
+            distance = queries.view(self.n_units, 1, self.width, 1) - keys[:, None, None]
+            self.near[window] = distance.abs() <= window
         return self.near[window]
 
 
@@ -290,7 +293,7 @@ def run_layer(layer: EncoderLayer, hidden: Tensor, batch: Batch, dropout: float)
     mixed = [
         group.attend(q, k, v, layer.n_heads, layer.window, dropout) for group, q, k, v in parts
     ]
-    rows = layer.finish(rows, torch.cat(mixed))
+    rows = layer.last_norm(layer.finish(rows, torch.cat(mixed)))
     return rows if batch.active_rows is None else hidden.index_copy(0, batch.active_rows, rows)
 
 

@@ -139,7 +139,7 @@ class Errors:
         "The encoder of '{name}' ({encoder}) is of the family '{family}', which is not supported. "
         "Supported families: {supported}."
     )
-    E038 = (
+    E048 = (
         "The encoder '{name}' has {setting} = {value!r} in its config, but only {expected!r} is "
         "supported. Change `name` in [components.transformer.model]."
     )

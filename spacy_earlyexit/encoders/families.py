@@ -226,7 +226,7 @@ def read_config(name: str, overrides: dict[str, Any]) -> tuple[PretrainedConfig,
         found = getattr(hf_config, setting, expected)
         if found != expected:
             raise ValueError(
-                Errors.E038.format(name=name, setting=setting, expected=expected, value=found)
+                Errors.E048.format(name=name, setting=setting, expected=expected, value=found)
             )
     settings = {ours: getattr(hf_config, theirs) for ours, theirs in family.settings.items()}
     settings |= {"family": hf_config.model_type, **family.derived(hf_config)}

@@ -136,17 +136,23 @@ class EncoderLayer(nn.Module):
         return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).view(rows.shape)
 
     def finish(self, rows: Tensor, attended: Tensor) -> Tensor:
-        """The layer behind its attention.
+        """The layer behind its attention, but for its last norm.
 
         rows (Tensor): The active rows that came into the layer, shape (n_active, hidden).
         attended (Tensor): The mixed values for these rows, shape (n_active, hidden).
-        RETURNS (Tensor): The rows that leave the layer, shape (n_active, hidden).
+        RETURNS (Tensor): The rows that `last_norm` takes, shape (n_active, hidden).
         """
         rows = rows + self.output_dropout(self.output(attended))
         if self.pre_norm:
             return rows + self._feed_forward(self.norm(rows))
         rows = self.attention_norm(rows)
-        return self.norm(rows + self._feed_forward(rows))
+        return rows + self._feed_forward(rows)
+
+    def last_norm(self, rows: Tensor) -> Tensor:
+        """rows (Tensor): What `finish` returned, shape (n, hidden).
+        RETURNS (Tensor): The rows that leave the layer, shape (n, hidden).
+        """
+        return rows if self.pre_norm else self.norm(rows)
 
     def _feed_forward(self, rows: Tensor) -> Tensor:
         inner = self.inner(rows)
