@@ -216,7 +216,9 @@ def swap(
     gives the same rows, so that the components behind it predict as before. The exceptions are
     what spacy-transformers does otherwise: tokens like "n't", which its tokenizer meets together
     with the word before; tokens in several overlapping spans, of which it pools all rows; spans
-    longer than the encoder takes, which it cuts off.
+    longer than the encoder takes, which it cuts off; and in byte-level BPE the first word of a span
+    inside a text, which it takes for the start of one, and a space that is a piece of its own,
+    which it counts to no word.
 
     nlp (Language): The pipeline; changed.
     name (str): Its transformer.

@@ -68,6 +68,11 @@ ROBERTA_NAMES = {
 }
 
 
+def ends(tokenizer, names):
+    """Names and ids of the last and the first piece of a unit."""
+    return [(names[k], tokenizer.token_to_id(names[k])) for k in ("sep_token", "cls_token")]
+
+
 def make_wordpiece(tokenizer_class=PreTrainedTokenizerFast, characters=""):
     """Single characters and a few words, as BERT's.
 
@@ -78,7 +83,7 @@ def make_wordpiece(tokenizer_class=PreTrainedTokenizerFast, characters=""):
     tokenizer = Tokenizer(models.WordPiece({v: i for i, v in enumerate(vocab)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    tokenizer.post_processor = processors.BertProcessing(*ends(tokenizer, BERT_NAMES))
     return tokenizer_class(tokenizer_object=tokenizer, do_lower_case=False, **BERT_NAMES)
 
 
@@ -98,6 +103,9 @@ def make_byte_bpe(tokenizer_class=PreTrainedTokenizerFast, names=ROBERTA_NAMES, 
     )
     corpus = ["she lives in New York", "he lives in Berlin", "they said hello to Anna"] * 5
     tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(
+        *ends(tokenizer, names), add_prefix_space=prefix
+    )
     return tokenizer_class(tokenizer_object=tokenizer, add_prefix_space=prefix, **names)
 
 
@@ -110,6 +118,7 @@ def make_unigram(tokenizer_class, names=ROBERTA_NAMES):
     tokenizer = Tokenizer(models.Unigram(scores, unk_id=unk_id))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
+    tokenizer.post_processor = processors.BertProcessing(*ends(tokenizer, names))
     return tokenizer_class(tokenizer_object=tokenizer, **names)
 
 

@@ -38,7 +38,9 @@ def layer_forward(layer, x, serves, config, number):
             theta = config.thetas[number - 1]
             own_q, own_k = turned(own_q, theta), turned(own_k, theta)
         logits = own_q @ own_k.T / math.sqrt(d)
-        weights = torch.softmax(logits.masked_fill(far | ~serves, -math.inf), dim=-1)
+        # (itself too, so that a position that is not used later is a number)
+        hidden_from = (far | ~serves) & ~torch.eye(n, dtype=torch.bool)
+        weights = torch.softmax(logits.masked_fill(hidden_from, -math.inf), dim=-1)
         heads.append(weights @ v[:, part])
     a = x + layer.output(torch.cat(heads, dim=-1))
     if config.pre_norm:

@@ -167,15 +167,18 @@ def test_untouched_at_full_depth_before_training(swapped, original):
     assert_like(swapped, original)
 
 
-@pytest.mark.parametrize("family", ["roberta", "modernbert"])
-def test_other_families_give_the_same_rows(family, corpora, tmp_path):
-    """Rows of first words too, before which their tokenizers put no space."""
-    make_family(tmp_path / "hf", family)
+def test_another_family_gives_the_same_rows(corpora, tmp_path):
+    """Rows of first words too, before which RoBERTa's tokenizer puts no space."""
+    make_family(tmp_path / "hf", "roberta")
     make_stock(str(tmp_path / "hf"), factories=("tagger",), steps=1).to_disk(tmp_path / "stock")
     original, nlp = spacy.load(tmp_path / "stock"), spacy.load(tmp_path / "stock")
     docs = read(corpora / "train.spacy", nlp.vocab)
     swap(nlp, find_stock(nlp), docs, [1.5], tmp_path / "encoder")
-    assert_like(nlp, original)
+    texts = [doc.text for doc in make_docs(nlp.vocab)]
+    for own, theirs in zip(nlp.pipe(texts), original.pipe(texts), strict=True):
+        rows, expected = (doc._.trf_data.model_output.last_hidden_state for doc in (own, theirs))
+        # the original pads to the longest text
+        np.testing.assert_allclose(rows, expected[:, : rows.shape[1]], atol=1e-5)
 
 
 @pytest.mark.slow

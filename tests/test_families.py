@@ -237,8 +237,7 @@ def test_pieces_equal_those_of_its_tokenizer(nlp, theirs):
     for text in TEXTS:
         doc = Doc(nlp.vocab, words=text.split())
         ids = nlp.get_pipe("transformer").model.layers[0].predict([doc]).ids.tolist()
-        expected = hf(" ".join(text.split()), add_special_tokens=False)["input_ids"]
-        assert ids == [hf.cls_token_id, *expected, hf.sep_token_id]
+        assert ids == hf(" ".join(text.split()))["input_ids"]
 
 
 def test_saved_and_loaded(nlp, tmp_path):
@@ -246,8 +245,10 @@ def test_saved_and_loaded(nlp, tmp_path):
     transformer = nlp.get_pipe("transformer")
     full = transformer.predict(docs_of(nlp))
     with transformer.use(FixedExit(1)):
-        doubt = transformer.predict(docs_of(nlp)).uncertainty
-    criterion = TokenExit(float(np.median(doubt)), 0)  # half of the words leave at layer 1
+        doubt = np.sort(transformer.predict(docs_of(nlp)).uncertainty)
+    # Half of the words leave at layer 1, none of them by a hair's breadth.
+    middle = len(doubt) // 2
+    criterion = TokenExit(float(doubt[middle - 1 : middle + 1].mean()), 0)
     nlp.to_disk(tmp_path)
     bare = spacy.load(tmp_path, exclude=["transformer"])
     assert bare.pipe_names == ["ner"]
@@ -263,7 +264,7 @@ def test_saved_and_loaded(nlp, tmp_path):
     assert len({layer for layers in found[0][1] for layer in layers}) > 1
     for each in (loaded, again):
         scores = each.get_pipe("transformer").predict(docs_of(each)).scores
-        np.testing.assert_array_equal(scores, full.scores)
+        np.testing.assert_allclose(scores, full.scores, atol=1e-5)
 
 
 def test_it_learns(theirs):

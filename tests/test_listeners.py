@@ -167,7 +167,7 @@ def total_loss(nlp, examples):
     output, _ = transformer.model.begin_update(Request(docs))
     loss = joint_loss(
         output.layer_scores,
-        transformer._gold(examples, output),
+        transformer.gold(examples, output.pieces),
         output.slices,
         transformer.n_layers,
     )
