@@ -101,8 +101,10 @@ def report(figures: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]
                     number(row.get("wall_speedup"), ".2f", "×"),
                 ]
             )
+        if not any("words_per_second" in row for row in own["rows"]):
+            continue
         notes.add(
-            f"Measured on {own['words']:,} test words with {own['machine']['threads']} threads of "
+            f"Timed on {own['words']:,} test words with {own['machine']['threads']} threads of "
             f"{own['machine']['cpu']}, torch {own['versions']['torch']}."
         )
     return header, rows, sorted(notes)
