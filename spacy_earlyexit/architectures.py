@@ -38,8 +38,8 @@ class Request:
     """What to run: the documents, and how far.
 
     criterion (Optional[ExitCriterion]): Who leaves when; None for full depth.
-    sampler (Optional[Callable]): Instead of a criterion, makes one for a number of units, and, if
-        there is a teacher, its uncertainties (stage 2).
+    sampler (Optional[Callable]): Instead of a criterion, makes one for a number of units, of
+        layers, and, if there is a teacher, its uncertainties (stage 2).
     teacher (Optional[MultiExitModule]): In training: a frozen module to ask at full depth.
     tasks (Optional[Sequence[str]]): The tasks that are scored and rule the exit; None for all.
     max_rows (int): The budget of rows of one batch in prediction.
@@ -290,7 +290,8 @@ def _train(
                 _, taught = ask(request.teacher, units=units, criterion=None)
         criterion = request.criterion
         if request.sampler is not None:
-            criterion = request.sampler(len(units), _doubts(taught, output.slices))
+            n_layers = module.encoder.config.n_layers
+            criterion = request.sampler(len(units), n_layers, _doubts(taught, output.slices))
         module.train()
         batch, out = ask(module, units=units, criterion=criterion, states=request.states)
         module.eval()

@@ -14,7 +14,7 @@ from spacy.training import Example
 from tqdm import tqdm
 
 from .architectures import module_of
-from .criteria import ExitCriterion, SentenceExit, TokenExit
+from .criteria import SCHEDULES, ExitCriterion, SentenceExit, TokenExit
 from .errors import Errors
 from .evaluation import component_scores, depth_scores, fresh_docs
 from .pieces import Pieces
@@ -28,14 +28,6 @@ if TYPE_CHECKING:
 MOST_RECORDED = 4 * 2**30
 # How far from the wanted speed-up (relative) a run may be that stands for it.
 TOLERANCE = 0.01
-
-# Thresholds over depth: layer and number of layers to a factor on the first layer's threshold.
-SCHEDULES: dict[str, Callable[[int, int], float]] = {
-    "constant": lambda layer, n_layers: 1.0,
-    "doubled": lambda layer, n_layers: 2.0 if layer > n_layers / 2 else 1.0,
-    "linear": lambda layer, n_layers: float(layer),
-    "geometric": lambda layer, n_layers: 16.0 ** ((layer - 1) / max(n_layers - 1, 1)),
-}
 
 
 @dataclass

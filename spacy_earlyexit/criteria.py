@@ -1,6 +1,6 @@
 """Exit criteria: which words are certain enough to leave at a layer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -10,6 +10,14 @@ from torch import Tensor
 from .errors import Errors
 
 UNIT_GAP = 2**30  # no window reaches as far
+
+# Thresholds over depth: layer and number of layers to a factor on the first layer's threshold.
+SCHEDULES: dict[str, Callable[[int, int], float]] = {
+    "constant": lambda layer, n_layers: 1.0,
+    "doubled": lambda layer, n_layers: 2.0 if layer > n_layers / 2 else 1.0,
+    "linear": lambda layer, n_layers: float(layer),
+    "geometric": lambda layer, n_layers: 16.0 ** ((layer - 1) / max(n_layers - 1, 1)),
+}
 
 
 class Words(Protocol):

@@ -261,7 +261,7 @@ WINDOWS, THRESHOLDS = [1, 3, 5], [0.05, 0.1, 0.25]
 
 def draw(n=20_000, seed=0, **shares):
     torch.manual_seed(seed)
-    sampled = make_self_sampling(WINDOWS, THRESHOLDS, **shares)(n)
+    sampled = make_self_sampling(WINDOWS, THRESHOLDS, **shares)(n, n_layers=3)
     # thresholds are stored in single precision
     return sampled.window.numpy(), np.round(sampled.threshold.numpy().astype(float), 6)
 
@@ -309,6 +309,7 @@ def test_sampling_is_reproducible():
         ({"aggressive": -0.1}, "shares"),
         ({"full_depth": -0.1}, "shares"),
         ({"aggressive": 0.7, "full_depth": 0.4}, "shares"),
+        ({"schedule": "quadratic"}, "`schedule`"),
     ],
 )
 def test_impossible_sampling(settings, message):
@@ -317,7 +318,7 @@ def test_impossible_sampling(settings, message):
 
 
 def test_sampled_exit_equals_token_exit_per_unit():
-    """Every unit leaves as if it were alone with its own threshold and window."""
+    """Every unit leaves as if it were alone with its own threshold, over depth, and window."""
     module, n_units, n_words = make_module(), 6, 8
     pieces = make_pieces([n_words] * n_units)
     order = np.argsort(np.diff(pieces.unit_starts), kind="stable")
@@ -326,18 +327,26 @@ def test_sampled_exit_equals_token_exit_per_unit():
     threshold = out.uncertainty.view(n_units, n_words).quantile(0.7, dim=1)
     threshold[2] = 0.0
     window = torch.tensor([0, 1, 2, 0, 1, 3])
-    scores, exits, macs, _, _ = engine(module, pieces, SampledExit(threshold, window))
+    factors = [1.0, *np.linspace(1.0, 1.02, module.encoder.config.n_layers - 1).tolist()]
+    scores, exits, macs, _, _ = engine(module, pieces, SampledExit(threshold, window, factors))
     for position, unit in enumerate(order):
-        criterion = TokenExit(threshold[position].item(), int(window[position]))
+        own_threshold = [threshold[position].item() * factor for factor in factors]
+        criterion = TokenExit(own_threshold, int(window[position]))
         own_scores, own_exits, own_macs, _, _ = engine(module, pieces, criterion)
         words = slice(*pieces.word_starts[unit : unit + 2])
         np.testing.assert_array_equal(exits[words], own_exits[words])
         torch.testing.assert_close(scores[words], own_scores[words])
         if threshold[position] > 0:  # else off-ramps are run that nothing can leave by
             assert macs[unit] == own_macs[unit]
-    alone = engine(module, pieces, SampledExit(threshold, torch.zeros_like(window)))[1]
-    same = engine(module, pieces, SampledExit(threshold.amax().expand(n_units), window))[1]
+    alone = engine(module, pieces, SampledExit(threshold, torch.zeros_like(window), factors))[1]
+    highest = threshold.amax().expand(n_units)
+    same = engine(module, pieces, SampledExit(highest, window, factors))[1]
     assert (exits != alone).any() and (exits != same).any(), "windows and thresholds have to matter"
+
+
+def test_sampled_thresholds_grow_over_depth():
+    sampled = make_self_sampling([0], [0.01], full_depth=0.0, schedule="linear")(5, n_layers=4)
+    assert sampled.factors == [1.0, 2.0, 3.0, 4.0]
 
 
 def stage2_nlp(encoder, **sampling):

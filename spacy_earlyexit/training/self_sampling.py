@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..criteria import window_max
+from ..criteria import SCHEDULES, window_max
 from ..errors import Errors
 
 
@@ -20,6 +20,7 @@ class SelfSampling:
 
     windows (List[int]): Windows (words on each side) to draw from.
     thresholds (List[float]): Thresholds to draw from.
+    schedule (str): How a threshold grows over depth, one of criteria.SCHEDULES.
     aggressive (float): Share of units that get the smallest window and largest threshold.
     full_depth (float): Share of units that run to the last layer.
     frozen (bool): Who decides: a frozen copy of the model as it was when stage 2 began, run at full
@@ -30,20 +31,25 @@ class SelfSampling:
         self,
         windows: Sequence[int],
         thresholds: Sequence[float],
+        schedule: str,
         aggressive: float,
         full_depth: float,
         frozen: bool,
     ):
         self.windows = list(windows)
         self.thresholds = list(thresholds)
+        self.schedule = schedule
         self.aggressive = aggressive
         self.full_depth = full_depth
         self.frozen = frozen
 
-    def __call__(self, n_units: int, doubts: Sequence[Tensor] | None = None) -> "SampledExit":
+    def __call__(
+        self, n_units: int, n_layers: int, doubts: Sequence[Tensor] | None = None
+    ) -> "SampledExit":
         """Uses torch's seeded generator, so that a seed reproduces the draw.
 
         n_units (int): Units of the batch.
+        n_layers (int): Layers of the encoder.
         doubts (Optional[Sequence[Tensor]]): What the frozen copy says, see SampledExit.
         RETURNS (SampledExit): The criterion for this batch.
         """
@@ -54,19 +60,29 @@ class SelfSampling:
         window[aggressive] = min(self.windows)
         threshold[aggressive] = max(self.thresholds)
         threshold[kind >= 1.0 - self.full_depth] = 0.0
-        return SampledExit(threshold, window, doubts)
+        factor = SCHEDULES[self.schedule]
+        factors = [factor(layer, n_layers) for layer in range(1, n_layers + 1)]
+        return SampledExit(threshold, window, factors, doubts)
 
 
 class SampledExit:
     """TOKEE with a threshold and a window per unit of the original batch, shapes (n_units,).
 
+    factors (Sequence[float]): What the thresholds are multiplied with, per layer.
     doubts (Optional[Sequence[Tensor]]): The uncertainties to go by, per layer those of all words of
         the original batch, shape (n_words,). None: those at hand.
     """
 
-    def __init__(self, threshold: Tensor, window: Tensor, doubts: Sequence[Tensor] | None = None):
+    def __init__(
+        self,
+        threshold: Tensor,
+        window: Tensor,
+        factors: Sequence[float],
+        doubts: Sequence[Tensor] | None = None,
+    ):
         self.threshold = threshold
         self.window = window
+        self.factors = factors
         self.doubts = doubts
 
     def checks(self, layer: int) -> bool:
@@ -74,7 +90,7 @@ class SampledExit:
 
     def __call__(self, layer: int, uncertainty: Tensor, words: Any) -> Tensor:
         unit = torch.as_tensor(words.unit_id)[words.word_unit.cpu()]
-        threshold = self.threshold[unit].to(uncertainty.device)
+        threshold = self.threshold[unit].to(uncertainty.device) * self.factors[layer - 1]
         window = self.window[unit].to(uncertainty.device)
         if self.doubts is not None:
             uncertainty = self.doubts[layer - 1][torch.as_tensor(words.word_id)]
@@ -97,6 +113,7 @@ def make_self_sampling(
     aggressive: float = 0.2,
     full_depth: float = 0.4,
     frozen: bool = False,
+    schedule: str = "constant",
 ) -> SelfSampling:
     """Registered as spacy-earlyexit.SelfSampling.v1; for `self_sampling` of the transformer.
 
@@ -122,4 +139,7 @@ def make_self_sampling(
                 value=(aggressive, full_depth),
             )
         )
-    return SelfSampling(windows, thresholds, aggressive, full_depth, frozen)
+    if schedule not in SCHEDULES:
+        expected = f"one of {', '.join(SCHEDULES)}"
+        raise ValueError(Errors.E019.format(setting="schedule", expected=expected, value=schedule))
+    return SelfSampling(windows, thresholds, schedule, aggressive, full_depth, frozen)
