@@ -42,6 +42,7 @@ class Request:
         layers, and, if there is a teacher, its uncertainties (stage 2).
     teacher (Optional[MultiExitModule]): In training: a frozen module to ask at full depth.
     tasks (Optional[Sequence[str]]): The tasks that are scored and rule the exit; None for all.
+    precision (str): In prediction, what the encoder multiplies in: "float32" or "int8".
     max_rows (int): The budget of rows of one batch in prediction.
     states (bool): Return the rows at exit, for listeners.
     every_layer (bool): In prediction, return the scores of every layer.
@@ -53,6 +54,7 @@ class Request:
     sampler: Callable[..., ExitCriterion] | None = None
     teacher: MultiExitModule | None = None
     tasks: Sequence[str] | None = None
+    precision: str = "float32"
     max_rows: int = 4096
     states: bool = False
     every_layer: bool = False
@@ -234,6 +236,7 @@ def _forward(
     if is_train:
         module.offramps.dropout.p = model.attrs["dropout_rate"]
         return _train(module, pieces, request, tasks, model)
+    module = cast(MultiExitShim, model.shims[0]).for_prediction(request.precision)
     with torch.inference_mode():
         return _predict(module, pieces, request, tasks, model.attrs["rules"]), _no_backprop
 

@@ -179,6 +179,10 @@ class Errors:
         "The encoder '{name}' has {setting} = {value!r} in its config, but only {expected!r} is "
         "supported. Change `name` in [components.transformer.model]."
     )
+    E049 = (
+        'precision = "int8" runs on the CPU only, but the weights are on {device}. Set `precision` '
+        'in [components.transformer] to "float32", or load the pipeline without the GPU.'
+    )
 
 
 class Warnings:

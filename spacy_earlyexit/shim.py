@@ -12,8 +12,9 @@ from thinc.api import Optimizer, get_torch_default_device, torch2xp, xp2torch
 from thinc.shims import PyTorchShim
 from torch import nn
 
-from .encoders import Encoder, EncoderConfig
+from .encoders import Encoder, EncoderConfig, quantize
 from .engine import MultiExitModule
+from .errors import Errors
 from .offramps import OffRamps
 
 
@@ -38,6 +39,7 @@ class MultiExitShim(PyTorchShim):
         super().__init__(None)
         self.mixed_precision = mixed_precision
         self.lr_scales = {"encoder": encoder_lr_scale, "offramps": offramp_lr_scale}
+        self._int8: MultiExitModule | None = None  # made of the module when it is first wanted
         # torch's Adam with its moments, and the thinc optimiser whose settings it follows
         self._adam: tuple[torch.optim.AdamW, Optimizer] | None = None
 
@@ -48,11 +50,30 @@ class MultiExitShim(PyTorchShim):
     @module.setter
     def module(self, module: MultiExitModule) -> None:
         self._model = module.to(get_torch_default_device()).eval()
-        self._adam = None
+        self._adam = self._int8 = None
+
+    def for_prediction(self, precision: str) -> MultiExitModule:
+        """The module that predicts.
+
+        precision (str): "float32" or "int8".
+        RETURNS (MultiExitModule): The module itself, or one with int8 products that shares its
+            off-ramps and is made anew when the weights have changed.
+        RAISES (ValueError): If "int8" is asked of weights on a GPU.
+        """
+        assert self._model is not None
+        if precision == "float32":
+            return self._model
+        if self._int8 is None:
+            device = next(self._model.parameters()).device
+            if device.type != "cpu":
+                raise ValueError(Errors.E049.format(device=device))
+            self._int8 = MultiExitModule(quantize(self._model.encoder), self._model.offramps).eval()
+        return self._int8
 
     def __getstate__(self) -> dict[str, Any]:
-        # Optimisers can't be pickled, nor does a copy for another process need them.
-        return {**self.__dict__, "_adam": None}
+        # Optimisers can't be pickled, nor does a copy for another process need them. int8 weights
+        # are made again in no time.
+        return {**self.__dict__, "_adam": None, "_int8": None}
 
     def finish_update(self, optimizer: Optimizer) -> None:
         """Apply the collected gradients and clear them.
@@ -62,6 +83,7 @@ class MultiExitShim(PyTorchShim):
         """
         if self._model is None:
             return
+        self._int8 = None
         params = [(n, p) for n, p in self._model.named_parameters() if p.grad is not None]
         if not params:
             return
@@ -118,9 +140,11 @@ class MultiExitShim(PyTorchShim):
             if (self.id, name) in params:
                 backup[name] = param.data
                 param.data = xp2torch(params[(self.id, name)], device=param.device)
+        self._int8 = None
         try:
             yield
         finally:
+            self._int8 = None
             for name, data in backup.items():
                 own[name].data = data
 
@@ -147,7 +171,7 @@ class MultiExitShim(PyTorchShim):
     def from_bytes(self, bytes_data: bytes) -> "MultiExitShim":
         data = srsly.msgpack_loads(bytes_data)
         if data is None:
-            self._model = self._adam = None
+            self._model = self._adam = self._int8 = None
             return self
         config = EncoderConfig(**data["encoder"])
         with torch.device("meta"):  # the shapes only; the weights come from the bytes

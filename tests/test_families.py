@@ -240,6 +240,19 @@ def test_pieces_equal_those_of_its_tokenizer(nlp, theirs):
         assert ids == hf(" ".join(text.split()))["input_ids"]
 
 
+def test_int8_is_close(nlp):
+    transformer = nlp.get_pipe("transformer")
+    exact = transformer.predict(docs_of(nlp)).scores
+    try:
+        transformer.precision = "int8"
+        found = transformer.predict(docs_of(nlp)).scores
+    finally:
+        transformer.precision = "float32"
+    assert not np.array_equal(found, exact)
+    correlation = np.corrcoef(found.ravel(), exact.ravel())[0, 1]
+    assert correlation > 0.98, correlation
+
+
 def test_saved_and_loaded(nlp, tmp_path):
     """The same scores, entities and exit layers; all shapes come from the stored config."""
     transformer = nlp.get_pipe("transformer")

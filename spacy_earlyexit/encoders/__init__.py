@@ -1,6 +1,7 @@
 """One canonical encoder, filled from the Hugging Face families in a table."""
 
 from .families import FAMILIES, SUPPORTED, load_encoder, read_config
+from .int8 import quantize
 from .layers import Encoder, EncoderConfig, EncoderLayer
 
 __all__ = [
@@ -10,5 +11,6 @@ __all__ = [
     "EncoderConfig",
     "EncoderLayer",
     "load_encoder",
+    "quantize",
     "read_config",
 ]
