@@ -22,6 +22,7 @@ from spacy.training import Example
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import (
+    AutoConfig,
     AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -94,6 +95,13 @@ def train_plain_cli(
     ] = 10.0,
     seed: int = 0,
     limit: Annotated[int, typer.Option(help="First dev and test Docs only, 0 for all")] = 0,
+    layers: Annotated[
+        int | None, typer.Option(help="Cut the encoder to its first layers", min=1)
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="Folder to save model and tokenizer in")
+    ] = None,
+    mixed_precision: Annotated[bool, typer.Option(help="Train with bfloat16 products")] = False,
     threads: Annotated[int | None, typer.Option(help="Threads for torch", min=1)] = None,
     max_steps: Annotated[int | None, typer.Option(help="Stop early, for tests", min=1)] = None,
 ) -> None:
@@ -114,6 +122,9 @@ def train_plain_cli(
         head_scale=head_scale,
         seed=seed,
         max_steps=max_steps,
+        layers=layers,
+        save=model,
+        mixed_precision=mixed_precision,
     )
     write_json(output, {**metrics, "limit": limit})
 
@@ -131,8 +142,12 @@ def train_plain(
     head_scale: float = 10.0,
     seed: int = 0,
     max_steps: int | None = None,
+    layers: int | None = None,
+    save: Path | None = None,
+    mixed_precision: bool = False,
 ) -> dict[str, Any]:
-    """Train, choose the epoch by its dev score and return the metrics.
+    """Train, choose the epoch by its dev score and return the metrics. `layers` cuts the encoder,
+    `save` is a folder for model and tokenizer.
 
     `train_seconds` leaves out the predictions on dev; `words_per_second` is the prediction of
     test from words to annotated Docs.
@@ -142,7 +157,7 @@ def train_plain(
     if annotation.characters:
         train, dev = [to_characters(doc) for doc in train], [to_characters(doc) for doc in dev]
         test = None if test is None else [to_characters(doc) for doc in test]
-    peer = load_peer(encoder, train, annotation)
+    peer = load_peer(encoder, train, annotation, layers)
     model = peer.model
     encoded = encode(peer, train)
     targets = [encode_labels(peer, doc, sent) for doc, sent in zip(train, encoded, strict=True)]
@@ -167,7 +182,9 @@ def train_plain(
         start = time.perf_counter()
         for batch in batches:
             inputs = collate(peer, [encoded[i] for i in batch])
-            loss = model(**inputs, labels=pad([targets[i] for i in batch], IGNORED)).loss
+            labels = pad([targets[i] for i in batch], IGNORED)
+            with torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision):
+                loss = model(**inputs, labels=labels).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
             optimizer.step()
@@ -187,6 +204,9 @@ def train_plain(
             best_weights = {name: value.clone() for name, value in model.state_dict().items()}
     progress.close()
     model.load_state_dict(best_weights)
+    if save is not None:
+        model.save_pretrained(save)
+        peer.tokenizer.save_pretrained(save)
     test_scores = words_per_second = None
     if test is not None:
         start = time.perf_counter()
@@ -198,6 +218,7 @@ def train_plain(
         "system": "plain",
         "task": task,
         "encoder": Path(encoder).name,
+        "layers": model.config.num_hidden_layers,
         "epochs": epochs,
         "batch_words": batch_words,
         "learn_rate": learn_rate,
@@ -321,15 +342,21 @@ def read_docs(path: Path, limit: int = 0) -> list[Doc]:
     return docs[: limit or None]
 
 
-def load_peer(encoder: str, train: Iterable[Doc], annotation: Annotation) -> Peer:
+def load_peer(
+    encoder: str, train: Iterable[Doc], annotation: Annotation, layers: int | None = None
+) -> Peer:
     labels = sorted(set(chain.from_iterable(map(annotation.read, train))) - {""})
     if not labels:
         raise ValueError("the training data has no labels")
     tokenizer = AutoTokenizer.from_pretrained(encoder, use_fast=True)
+    whole = AutoConfig.from_pretrained(encoder).num_hidden_layers
+    if layers is not None and layers > whole:
+        raise ValueError(f"the encoder has {whole} layers, of which {layers} are asked for")
     model = AutoModelForTokenClassification.from_pretrained(
         encoder,
         id2label=dict(enumerate(labels)),
         label2id={label: i for i, label in enumerate(labels)},
+        **({} if layers is None else {"num_hidden_layers": layers}),
     )
     model.float()  # weights that are float16 on disk may be loaded as such
     max_pieces = min(tokenizer.model_max_length, model.config.max_position_embeddings)

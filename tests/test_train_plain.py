@@ -12,7 +12,12 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from tokenizers.processors import BertProcessing
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForTokenClassification,
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+)
 from typer.testing import CliRunner
 
 MAX_PIECES = 16
@@ -337,6 +342,7 @@ def test_cli(encoder: Path, docs: list[Doc], tmp_path: Path) -> None:
             "task",
             "limit",
             "encoder",
+            "layers",
             "epochs",
             "batch_words",
             "learn_rate",
@@ -355,6 +361,18 @@ def test_cli(encoder: Path, docs: list[Doc], tmp_path: Path) -> None:
     assert set(metrics["dev"]) == set(metrics["test"]) == {"p", "r", "f"}
     assert metrics["train_seconds"] > 0 and metrics["words_per_second"] > 0
     assert [path.name for path in output.parent.iterdir()] == ["metrics.json"]
+
+
+def test_cut_and_saved(encoder: Path, docs: list[Doc], tmp_path: Path) -> None:
+    metrics = script.train_plain(
+        docs, docs, str(encoder), epochs=1, layers=1, save=tmp_path / "model", mixed_precision=True
+    )
+    assert metrics["layers"] == 1
+    model = AutoModelForTokenClassification.from_pretrained(tmp_path / "model")
+    assert len(model.base_model.encoder.layer) == 1
+    assert list(model.config.id2label.values()) == ["B-LOC", "B-PER", "I-LOC", "O"]
+    with pytest.raises(ValueError, match="has 2 layers, of which 3"):
+        script.train_plain(docs, docs, str(encoder), layers=3)
 
 
 def test_two_runs_are_equal(encoder: Path, docs: list[Doc]) -> None:
