@@ -8,6 +8,7 @@ imported here: the commands' modules import the rest of the package inside their
 import typer
 from spacy.cli._util import app as spacy_app
 
+from .benchmark import benchmark_cli
 from .calibrate import calibrate_cli
 from .convert import convert_cli
 from .debug_data import debug_data_cli
@@ -24,6 +25,7 @@ app.command("info")(info_cli)
 app.command("convert")(convert_cli)
 app.command("calibrate")(calibrate_cli)
 app.command("evaluate")(evaluate_cli)
+app.command("benchmark")(benchmark_cli)
 app.command(
     "debug-data", context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
 )(debug_data_cli)

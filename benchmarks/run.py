@@ -1,0 +1,260 @@
+"""The benchmark: train what it compares (once), time it (always anew), write table and figures."""
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import spacy
+import srsly
+import torch
+import typer
+from spacy.cli.init_config import init_config
+from spacy.cli.train import train as spacy_train
+from systems import train_plain
+from wasabi import msg
+
+from spacy_earlyexit.benchmarking import Row, benchmark, table
+from spacy_earlyexit.cli.benchmark import print_results
+from spacy_earlyexit.files import write_bytes, write_json
+
+ROOT = Path(__file__).parent.parent
+PLAN = ROOT / "benchmarks" / "plan.yml"
+RESULTS = ROOT / "benchmarks" / "results"
+TRAINED = ROOT / "training" / "benchmarks"
+KINDS = {
+    "spacy": "spacy_earlyexit.benchmarking:SpacySystem",
+    "hugging-face": "systems:HuggingFace",
+    "onnx": "systems:Onnx",
+}
+
+app = typer.Typer(add_completion=False)
+Only = Annotated[str, typer.Option(help="Names of corpora, with commas; all")]
+
+
+@app.command("train")
+def train_cli(
+    encoder: Annotated[str, typer.Option(help="Hub name or folder of a Hugging Face encoder")],
+    corpora: Only = "",
+    systems: Annotated[str, typer.Option(help="Names of systems, with commas; all")] = "",
+    learn_rate: float = 3e-4,
+    head_scale: float = 100.0,
+    mixed_precision: Annotated[bool, typer.Option(help="Train with bfloat16 products")] = False,
+    steps: Annotated[int, typer.Option(help="So many steps for all, for tests; 0: the plan's")] = 0,
+) -> None:
+    """Train what the plan names and is not there yet."""
+    plan = srsly.read_yaml(PLAN)
+    for corpus in _chosen(corpora, plan["corpora"]):
+        for name in _chosen(systems, plan["train"]):
+            own, path = plan["train"][name], TRAINED / corpus / name
+            if path.exists():
+                msg.info(f"{path.relative_to(ROOT)} is there")
+                continue
+            msg.divider(f"{corpus}: {name}")
+            beside = path.with_name(f".{name}.tmp")
+            shutil.rmtree(beside, ignore_errors=True)
+            task = plan["corpora"][corpus]["task"]
+            n_steps = steps or own["steps"]
+            if own["kind"] == "plain":
+                data = ROOT / "corpus" / corpus
+                metrics = train_plain.train_plain(
+                    train_plain.read_docs(data / "train.spacy"),
+                    train_plain.read_docs(data / "dev.spacy"),
+                    encoder,
+                    task=task,
+                    epochs=100,
+                    batch_words=400,
+                    learn_rate=learn_rate,
+                    head_scale=head_scale,
+                    max_steps=n_steps,
+                    layers=own.get("layers"),
+                    save=beside,
+                    mixed_precision=mixed_precision,
+                )
+                write_json(beside / "metrics.json", metrics)
+                if own.get("layers") is None:
+                    export_onnx(beside)
+            else:
+                pipeline = plan["corpora"][corpus]["pipeline"]
+                start = TRAINED / corpus / own["encoder"] if "encoder" in own else None
+                _train_spacy(beside, corpus, pipeline, own["optimize"], start, n_steps)
+            beside.rename(path)
+
+
+def _train_spacy(
+    path: Path, corpus: str, pipeline: list[str], optimize: str, encoder: Path | None, steps: int
+) -> None:
+    """A pipeline as `spacy init config` proposes it."""
+    config = init_config(
+        lang="en", pipeline=pipeline, optimize=optimize, gpu=encoder is not None, silent=True
+    )
+    path.mkdir(parents=True)
+    config.to_disk(path / "base.cfg")
+    data = ROOT / "corpus" / corpus
+    overrides: dict[str, Any] = {
+        "paths.train": str(data / "train.spacy"),
+        "paths.dev": str(data / "dev.spacy"),
+        "training.max_steps": steps,
+        "training.eval_frequency": max(steps // 4, 1),
+        "training.gpu_allocator": None,
+        "corpora.train.gold_preproc": True,
+        "corpora.dev.gold_preproc": True,
+    }
+    if encoder is None:
+        overrides["initialize.vectors"] = None
+    else:
+        overrides["components.transformer.model.name"] = str(encoder)
+        overrides["training.optimizer.learn_rate.total_steps"] = steps
+        overrides["training.optimizer.learn_rate.warmup_steps"] = steps // 10
+        overrides["training.optimizer.learn_rate.initial_rate"] = 1e-4
+        overrides["training.accumulate_gradient"] = 1
+        overrides["training.batcher.size"] = 600
+    spacy_train(path / "base.cfg", path, overrides=overrides)
+
+
+def export_onnx(path: Path) -> None:
+    """model.onnx beside a saved token classifier, and model-int8.onnx, dynamically quantised."""
+    from onnxruntime.quantization import quantize_dynamic
+    from transformers import AutoModelForTokenClassification
+
+    model = AutoModelForTokenClassification.from_pretrained(path, attn_implementation="eager")
+    ids = torch.tensor(np.arange(10, 26).reshape(2, 8))
+    axes = {0: "batch", 1: "length"}
+    torch.onnx.export(
+        model.eval(),
+        (ids, torch.ones_like(ids)),
+        str(path / "model.onnx"),
+        input_names=["input_ids", "attention_mask"],
+        output_names=["logits"],
+        dynamic_axes={"input_ids": axes, "attention_mask": axes, "logits": axes},
+        dynamo=False,
+    )
+    quantize_dynamic(path / "model.onnx", path / "model-int8.onnx")
+
+
+@app.command("run")
+def run_cli(
+    corpora: Only = "",
+    repeats: Annotated[int, typer.Option(help="Timed rounds (medians)", min=1)] = 5,
+    threads: Annotated[int, typer.Option(help="torch's threads, 0 for all cores", min=0)] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="32 documents, one round")] = False,
+    output: Annotated[Path, typer.Option("--json", help="File for the figures")] = RESULTS
+    / "latest.json",
+) -> None:
+    """Time everything that is trained; write the figures, a table and a picture beside them."""
+    plan = srsly.read_yaml(PLAN)
+    rows = [row for corpus in _chosen(corpora, plan["corpora"]) for row in plan_rows(plan, corpus)]
+    if not rows:
+        msg.fail("Nothing is trained yet: run `benchmarks/run.py train` first", exits=1)
+    results = benchmark(
+        rows, repeats=1 if quick else repeats, limit=32 if quick else 0, threads=threads
+    )
+    print_results(results)
+    write_json(output, results)
+    write_bytes(output.with_suffix(".md"), markdown(results).encode())
+    plot(results, output.with_suffix(".svg"))
+    msg.good(f"Saved {output}, and table and picture beside it")
+
+
+def plan_rows(plan: dict[str, Any], corpus: str) -> list[Row]:
+    """The rows of a corpus whose systems are there; names those that are not."""
+    rows: list[Row] = []
+    test = str(ROOT / "corpus" / corpus / "test.spacy")
+    for entry in plan["rows"]:
+        settings = {k: v for k, v in entry.items() if k not in ("system", "setting", "use", "kind")}
+        if "points" in entry:
+            path = ROOT / "training" / corpus / "self_sampling" / "calibrated"
+            if not path.exists():
+                msg.warn(f"{path.relative_to(ROOT)} is missing: spacy project run {corpus}")
+                continue
+            for precision in entry["precisions"]:
+                for point in entry["points"]:
+                    own = {"path": str(path), "exit": point, "precision": precision}
+                    setting = f"{point} {precision}"
+                    baseline = f"{entry['system']}, {entry['points'][0]} {precision}"
+                    rows.append(
+                        Row(entry["system"], setting, corpus, test, KINDS["spacy"], own, baseline)
+                    )
+            continue
+        path = TRAINED / corpus / entry["use"]
+        if not path.exists():
+            msg.warn(f"{path.relative_to(ROOT)} is missing: benchmarks/run.py train")
+            continue
+        if entry["kind"] == "spacy":
+            path = path / "model-best"
+        else:
+            settings["task"] = plan["corpora"][corpus]["task"]
+        rows.append(
+            Row(
+                entry["system"],
+                entry.get("setting", ""),
+                corpus,
+                test,
+                KINDS[entry["kind"]],
+                {"path": str(path), **settings},
+            )
+        )
+    return rows
+
+
+def markdown(results: dict[str, Any]) -> str:
+    columns, rows = table(results)
+    machine = results["machine"]
+    head = (
+        f"{machine['cpu']}, {results['threads']} threads, torch {results['versions']['torch']}, "
+        f"{results['date']}, commit {results['commit']}; medians of {results['repeats']} rounds "
+        "(least and greatest in brackets)."
+    )
+    lines = [columns, ["---"] * 3 + ["---:"] * (len(columns) - 3), *rows]
+    return head + "\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """Accuracy against words per second, a panel per corpus and score."""
+    from io import BytesIO
+
+    from matplotlib.figure import Figure
+
+    panels = []
+    for corpus in dict.fromkeys(row["corpus"] for row in results["rows"]):
+        for key, name in (("score", "score"), ("tag_acc", "tag accuracy")):
+            own = [r for r in results["rows"] if r["corpus"] == corpus and r[key] is not None]
+            if own and not (key == "tag_acc" and all(r["score"] == r["tag_acc"] for r in own)):
+                panels.append((corpus, key, name, own))
+    figure = Figure(figsize=(7, 4.2 * len(panels)), layout="constrained")
+    for axes, (corpus, key, name, own) in zip(
+        figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True
+    ):
+        for system in dict.fromkeys(row["system"] for row in own):
+            points = [row for row in own if row["system"] == system]
+            x = [row["words_per_second"] for row in points]
+            axes.plot(x, [100 * row[key] for row in points], "o", label=system)
+            if system == "ours":
+                for row in points:
+                    at = (row["words_per_second"], 100 * row[key])
+                    axes.annotate(
+                        row["setting"].replace(" float32", ""),
+                        at,
+                        xytext=(4, 4),
+                        textcoords="offset points",
+                        fontsize=8,
+                    )
+        axes.set(xlabel="words per second", ylabel=f"{name} (%)", title=corpus, xscale="log")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    content = BytesIO()
+    figure.savefig(content, format="svg", metadata={"Date": None})
+    write_bytes(path, content.getvalue())
+
+
+def _chosen(names: str, known: dict[str, Any]) -> list[str]:
+    chosen = names.split(",") if names else list(known)
+    unknown = sorted(set(chosen) - set(known))
+    if unknown:
+        msg.fail(f"The plan has no {', '.join(unknown)}, only {', '.join(known)}", exits=1)
+    return chosen
+
+
+if __name__ == "__main__":
+    spacy.util.fix_random_seed(0)
+    app()

@@ -1,0 +1,374 @@
+"""Systems side by side: each in a process of its own, timed in turns, its accuracy in the same row.
+
+A row is a system with a setting on a corpus. Its process loads the system and the gold Docs, and
+then does what it is told, one process at a time: run all Docs once, run chosen Docs one by one,
+score. So a slow minute of the machine hits all rows, and peak memory is each one's own.
+"""
+
+import importlib
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import spacy
+import torch
+from spacy.tokens import Doc
+from spacy.training import Corpus, Example
+from tqdm import tqdm
+
+from .evaluation import bare_doc, cpu_name, depth_scores, find_transformer
+from .extensions import install_extensions
+
+FORMAT = "spacy-earlyexit.benchmark.v1"
+SPACY_SYSTEM = "spacy_earlyexit.benchmarking:SpacySystem"
+# Sentences that people feel the latency of.
+LATENCY_WORDS = range(18, 23)
+# How much of the data the best batch size is looked for on.
+SWEEP_DOCS = 200
+_SCORES = ("ents_f", "tag_acc", "pos_acc", "token_f")
+
+
+class System(Protocol):
+    """What a process runs. Made with the row's `settings` as keyword arguments."""
+
+    def prepare(self, docs: Sequence[Doc]) -> Any:
+        """RETURNS (Any): The Docs, gold tokens without annotation, as `run` takes them; not timed,
+        made anew for every run.
+        """
+
+    def run(self, prepared: Any) -> Any:
+        """RETURNS (Any): Predictions for all of them; this is what is timed."""
+
+    def annotated(self, docs: Sequence[Doc], predictions: Any) -> list[Doc]:
+        """RETURNS (List[Doc]): The predictions as annotated Docs, for the scores."""
+
+
+@dataclass
+class Row:
+    """One row of the table.
+
+    system, setting, corpus (str): What is run on what.
+    test (str): The test data (.spacy).
+    kind (str): Module and class of the System, "module:Class".
+    settings (Dict[str, Any]): What the class is made with.
+    baseline (Optional[str]): The system and setting ("name, setting") of the same corpus that
+        wall_speedup compares with.
+    """
+
+    system: str
+    setting: str
+    corpus: str
+    test: str
+    kind: str = SPACY_SYSTEM
+    settings: dict[str, Any] = field(default_factory=dict)
+    baseline: str | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.system}, {self.setting}" if self.setting else self.system
+
+
+class SpacySystem:
+    """A spaCy pipeline, from Doc to Doc through nlp.pipe.
+
+    path (str): What spacy.load takes.
+    exit (Optional[str]): Exit setting of its earlyexit_transformer, if it has one.
+    precision (str): That of its earlyexit_transformer.
+    batch_sizes (Sequence[int]): Tried out on part of the data, the fastest is taken. Empty: the
+        pipeline's own.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        exit: str | None = None,
+        precision: str = "float32",
+        batch_sizes: Sequence[int] = (),
+    ):
+        self.nlp = spacy.load(path)
+        self.batch_sizes = list(batch_sizes)
+        self.batch_size: int | None = None
+        try:
+            transformer = find_transformer(self.nlp)
+        except ValueError:
+            return
+        transformer.exit = exit
+        transformer.precision = precision
+
+    def prepare(self, docs: Sequence[Doc]) -> list[Doc]:
+        return [
+            Doc(
+                self.nlp.vocab,
+                words=[token.text for token in doc],
+                spaces=[bool(token.whitespace_) for token in doc],
+            )
+            for doc in docs
+        ]
+
+    def run(self, prepared: list[Doc]) -> list[Doc]:
+        if self.batch_sizes and self.batch_size is None and len(prepared) > 1:
+            self.batch_size = self._sweep(prepared[:SWEEP_DOCS])
+        return list(self.nlp.pipe(prepared, batch_size=self.batch_size))
+
+    def annotated(self, docs: Sequence[Doc], predictions: list[Doc]) -> list[Doc]:
+        return predictions
+
+    def _sweep(self, docs: list[Doc]) -> int:
+        seconds = {}
+        for size in self.batch_sizes:
+            own = self.prepare(docs)
+            start = time.perf_counter()
+            list(self.nlp.pipe(own, batch_size=size))
+            seconds[size] = time.perf_counter() - start
+        return min(seconds, key=lambda size: seconds[size])
+
+
+def _serve(connection: Connection, row: Row, limit: int, threads: int) -> None:
+    """The process of a row: loads, says how it went, then answers until it is told to stop."""
+    try:
+        torch.set_num_threads(threads)
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        install_extensions()
+        module, _, name = row.kind.partition(":")
+        system: System = getattr(importlib.import_module(module), name)(**row.settings)
+        examples = list(Corpus(row.test, gold_preproc=True, limit=limit)(spacy.blank("xx")))
+        docs = [bare_doc(eg.predicted, sentences=False) for eg in examples]
+        connection.send(("loaded", sum(map(len, docs))))
+        predictions: Any = None
+        while True:
+            order = connection.recv()
+            answer: Any
+            if order == "run":
+                prepared = system.prepare(docs)
+                start = time.perf_counter()
+                predictions = system.run(prepared)
+                answer = time.perf_counter() - start
+            elif order == "one by one":
+                answer = []
+                for doc in docs:
+                    if len(doc) in LATENCY_WORDS:
+                        prepared = system.prepare([doc])
+                        start = time.perf_counter()
+                        system.run(prepared)
+                        answer.append(time.perf_counter() - start)
+            elif order == "score":
+                done = system.annotated(docs, predictions)
+                answer = _scores(
+                    [Example(x, eg.reference) for x, eg in zip(done, examples, strict=True)]
+                )
+                answer["batch_size"] = getattr(system, "batch_size", None)
+            elif order == "memory":
+                # In kilobytes on Linux, in bytes on macOS.
+                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                answer = peak / (2**20 if sys.platform == "darwin" else 2**10)
+            else:
+                return
+            connection.send((order, answer))
+    except Exception:
+        connection.send(("failed", traceback.format_exc()))
+
+
+def _scores(examples: Sequence[Example]) -> dict[str, Any]:
+    """Scores of what the gold annotates, in [0, 1], and the MAC speed-up if there is one."""
+    from spacy.scorer import Scorer, get_ner_prf
+
+    found: dict[str, Any] = {"ents_f": get_ner_prf(examples)["ents_f"]}
+    for attribute in ("tag", "pos"):
+        found.update(Scorer.score_token_attr(examples, attribute))
+    scores = {key: value for key, value in found.items() if key in _SCORES and value is not None}
+    depth = depth_scores(examples)
+    if depth["exit_layer_mean"]:
+        scores["mac_speedup"] = depth["exit_speedup"]
+    return scores
+
+
+class Worker:
+    """The process of a row, seen from outside."""
+
+    def __init__(self, row: Row, limit: int, threads: int):
+        context = multiprocessing.get_context("spawn")
+        self.row = row
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, row, limit, threads))
+        self.process.start()
+        self.n_words: int = self._answer()
+
+    def ask(self, order: str) -> Any:
+        """order (str): "run", "one by one", "score" or "memory". RETURNS (Any): The answer.
+        RAISES (RuntimeError): If the process failed; the message has its traceback.
+        """
+        self.connection.send(order)
+        return self._answer()
+
+    def _answer(self) -> Any:
+        try:
+            kind, answer = self.connection.recv()
+        except EOFError:
+            kind, answer = "failed", "it ended without a word (out of memory?)"
+        if kind == "failed":
+            self.stop()
+            raise RuntimeError(f"{self.row.name} ({self.row.corpus}) failed:\n{answer}")
+        return answer
+
+    def stop(self) -> None:
+        if self.process.is_alive():
+            self.connection.send("stop")
+        self.process.join(10)
+        self.process.kill()
+
+
+def benchmark(
+    rows: Sequence[Row], *, repeats: int = 5, limit: int = 0, threads: int = 0
+) -> dict[str, Any]:
+    """Run all rows, corpus by corpus.
+
+    rows (Sequence[Row]): What to run.
+    repeats (int): Timed rounds after a warm-up, in each of which every row runs once.
+    limit (int): First documents only, 0 for all.
+    threads (int): torch's threads in each process; 0 for all cores.
+    RETURNS (Dict[str, Any]): Machine, threads, versions, date and commit, and `rows`: system,
+        setting, corpus, score (F1 of names, else accuracy), tag_acc, words_per_second (median),
+        spread (least and greatest), mac_speedup, wall_speedup (to the row's baseline), peak_mb,
+        latency_ms (median over the sentences of 18 to 22 words, of each its median).
+    RAISES (RuntimeError): If a system fails.
+    """
+    threads = threads or os.cpu_count() or 1
+    done: list[dict[str, Any]] = []
+    for corpus in dict.fromkeys(row.corpus for row in rows):
+        own = [row for row in rows if row.corpus == corpus]
+        done += _run_corpus(own, repeats, limit, threads)
+    return {"format": FORMAT, **header(threads), "repeats": repeats, "limit": limit, "rows": done}
+
+
+def _run_corpus(
+    rows: Sequence[Row], repeats: int, limit: int, threads: int
+) -> list[dict[str, Any]]:
+    workers: list[Worker] = []
+    steps = len(rows) * (2 + 2 * repeats)
+    try:
+        with tqdm(total=steps, unit="run", desc=rows[0].corpus, disable=None, leave=False) as bar:
+            for row in rows:
+                workers.append(Worker(row, limit, threads))
+                bar.update()
+            scores = []
+            for worker in workers:
+                worker.ask("run")
+                worker.ask("one by one")
+                scores.append(worker.ask("score"))
+                bar.update()
+            seconds: list[list[float]] = [[] for _ in workers]
+            single: list[list[list[float]]] = [[] for _ in workers]
+            for _ in range(repeats):
+                for worker, times in zip(workers, seconds, strict=True):
+                    times.append(worker.ask("run"))
+                    bar.update()
+                for worker, one_by_one in zip(workers, single, strict=True):
+                    one_by_one.append(worker.ask("one by one"))
+                    bar.update()
+            peaks = [worker.ask("memory") for worker in workers]
+    finally:
+        for worker in workers:
+            worker.stop()
+    results: list[dict[str, Any]] = []
+    medians = {row.name: statistics.median(s) for row, s in zip(rows, seconds, strict=True)}
+    for i, row in enumerate(rows):
+        n_words = workers[i].n_words
+        median = medians[row.name]
+        score = scores[i]
+        mac_speedup, batch_size = score.pop("mac_speedup", None), score.pop("batch_size")
+        latency = np.median(np.asarray(single[i]), axis=0) if single[i] and single[i][0] else []
+        base = medians.get(row.baseline) if row.baseline else None
+        results.append(
+            {
+                "system": row.system,
+                "setting": row.setting,
+                "corpus": row.corpus,
+                "score": next((score[k] for k in _SCORES if k in score), None),
+                "tag_acc": score.get("tag_acc"),
+                "words_per_second": n_words / median,
+                "spread": [n_words / max(seconds[i]), n_words / min(seconds[i])],
+                "mac_speedup": mac_speedup,
+                "wall_speedup": base / median if base else None,
+                "peak_mb": peaks[i],
+                "latency_ms": 1000 * float(np.median(latency)) if len(latency) else None,
+                "batch_size": batch_size,
+            }
+        )
+    return results
+
+
+def header(threads: int) -> dict[str, Any]:
+    """RETURNS (Dict[str, Any]): What was measured where: machine, threads, versions, date and
+    commit.
+    """
+    names = ("spacy-earlyexit", "spacy", "spacy-transformers", "torch", "transformers")
+    return {
+        "machine": {"cpu": cpu_name(), "cores": os.cpu_count(), "system": platform.system()},
+        "threads": threads,
+        "versions": {name: _version(name) for name in (*names, "onnxruntime")},
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "commit": _commit(),
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """RETURNS (Tuple[List[str], List[List[str]]]): Header and rows, as text."""
+    columns = ["corpus", "system", "setting", "score", "tags", "words/s", "MACs", "wall-clock"]
+    columns += ["20 words", "memory"]
+    rows = []
+    for row in results["rows"]:
+        low, high = row["spread"]
+        rows.append(
+            [
+                row["corpus"],
+                row["system"],
+                row["setting"],
+                _cell(row["score"], lambda x: f"{100 * x:.2f}"),
+                _cell(row["tag_acc"], lambda x: f"{100 * x:.2f}"),
+                f"{row['words_per_second']:,.0f} ({low:,.0f}–{high:,.0f})",
+                _cell(row["mac_speedup"], lambda x: f"{x:.2f}×"),
+                _cell(row["wall_speedup"], lambda x: f"{x:.2f}×"),
+                _cell(row["latency_ms"], lambda x: f"{x:.1f} ms"),
+                f"{row['peak_mb']:,.0f} MB",
+            ]
+        )
+    return columns, rows
+
+
+def _cell(value: Any, show: Any) -> str:
+    return "" if value is None else show(value)

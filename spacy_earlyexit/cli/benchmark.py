@@ -1,0 +1,95 @@
+"""python -m spacy earlyexit benchmark"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from wasabi import msg
+
+from .options import Limit
+from .tables import parse_list, print_table
+
+
+def benchmark_cli(
+    test_path: Annotated[Path, typer.Argument(help="Test data (.spacy)", exists=True)],
+    pipelines: Annotated[
+        list[str], typer.Argument(help="Folders or packages of pipelines, of any kind")
+    ],
+    points: Annotated[
+        str,
+        typer.Option(help="Exit settings of pipelines with an earlyexit_transformer; full: all of"),
+    ] = "full,2x,3x,4x",
+    precisions: Annotated[
+        str, typer.Option(help="Their precisions: float32, int8 or both, with a comma")
+    ] = "float32",
+    repeats: Annotated[int, typer.Option(help="Timed rounds (medians)", min=1)] = 5,
+    limit: Limit = 0,
+    threads: Annotated[int, typer.Option(help="torch's threads, 0 for all cores", min=0)] = 0,
+    json_path: Annotated[Path | None, typer.Option("--json", help="File for the figures")] = None,
+) -> None:
+    """Time pipelines against each other on the same gold tokens: words per second, latency and
+    memory, with accuracy in the same row. Each pipeline and setting runs in a process of its own,
+    in turns.
+    """
+    from ..benchmarking import Row, benchmark
+    from ..files import write_json
+
+    try:
+        exits = parse_list(points, "points", str, "names with commas between them")
+        kinds = parse_list(precisions, "precisions", str, "names with commas between them")
+        rows: list[Row] = []
+        for pipeline in pipelines:
+            rows += pipeline_rows(pipeline, test_path, exits, kinds)
+        results = benchmark(rows, repeats=repeats, limit=limit, threads=threads)
+    except (OSError, ValueError, RuntimeError) as error:
+        msg.fail("Can't run the benchmark", str(error), exits=1)
+    print_results(results)
+    if json_path is not None:
+        write_json(json_path, results)
+        msg.good(f"Saved the figures to {json_path}")
+
+
+def pipeline_rows(
+    pipeline: str, test_path: Path, exits: list[str], precisions: list[str]
+) -> list[Any]:
+    """The rows of a pipeline: one, or one per exit setting and precision.
+
+    RAISES (OSError, ValueError): If there is no such pipeline, or it has no such point.
+    """
+    import spacy
+
+    from ..benchmarking import Row
+    from ..evaluation import find_transformer
+
+    common = {"corpus": test_path.stem, "test": str(test_path)}
+    nlp = spacy.load(pipeline)
+    try:
+        transformer = find_transformer(nlp)
+    except ValueError:
+        return [Row(system=pipeline, setting="", settings={"path": pipeline}, **common)]
+    rows = []
+    for precision in precisions:
+        for name in exits:
+            transformer.precision = precision  # says what is wrong before anything runs
+            transformer.resolve(name)
+            settings = {"path": pipeline, "exit": name, "precision": precision}
+            rows.append(
+                Row(
+                    system=pipeline,
+                    setting=f"{name} {precision}",
+                    settings=settings,
+                    baseline=f"{pipeline}, {exits[0]} {precisions[0]}",
+                    **common,
+                )
+            )
+    return rows
+
+
+def print_results(results: dict[str, Any]) -> None:
+    """Print what benchmark returned."""
+    from ..benchmarking import table
+
+    machine = results["machine"]
+    msg.divider(f"{machine['cpu']}, {results['threads']} threads, {results['repeats']} rounds")
+    columns, rows = table(results)
+    print_table([tuple(row) for row in rows], columns, "lll" + "r" * (len(columns) - 3))
