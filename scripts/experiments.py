@@ -72,10 +72,7 @@ def run_experiment(
     RETURNS (Dict[str, Any]): Scores of each stage that the experiment names.
     """
     stage1 = {**common, **corpus["stage1"], **own.get("stage1", {})}
-    path = models / "joint"
-    if own.get("stage1") or stage1["system.seed"]:
-        key = json.dumps(stage1, sort_keys=True).encode()
-        path = models / f"joint-{hashlib.sha256(key).hexdigest()[:8]}"
+    path = models / f"joint-{_key(stage1)}"
     # The last checkpoint, at the end of the rate's decay: dev scores are too noisy to choose by.
     last = path / "model-last"
     if not last.exists():
@@ -90,11 +87,14 @@ def run_experiment(
         "training.score_weights.exit_score": 0.0,
         "training.score_weights.ents_f": 1.0,
     }
-    key = json.dumps(stage2, sort_keys=True).encode()
-    path = models / f"self-sampling-{hashlib.sha256(key).hexdigest()[:8]}"
+    path = models / f"self-sampling-{_key(stage2)}"
     if not (path / "model-last").exists():
         train(CONFIGS["stage2"], path, overrides=stage2)
     return {"rows": score(path / "model-last", common)}
+
+
+def _key(settings: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def score(pipeline: Path, common: dict[str, Any]) -> list[dict[str, Any]]:

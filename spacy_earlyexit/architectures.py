@@ -109,6 +109,7 @@ def MultiExitTransformer(
     reach: int | None = None,
     renorm: bool = False,
     mean_pieces: bool = False,
+    offramp_context: int = 0,
     mixed_precision: bool = False,
 ) -> Model[list[Doc] | Request, MultiExitOutput]:
     """A pretrained encoder with an off-ramp per layer
@@ -122,6 +123,8 @@ def MultiExitTransformer(
         paper's code gives off-ramps ten times the encoder's rate.
     special_share, reach, renorm, mean_pieces: What follows from a word's exit, see engine.Rules.
         The defaults are the paper's. A pipeline keeps what it was trained with in its config.
+    offramp_context (int): Words on each side that an off-ramp sees beside its own. The paper's see
+        none.
     mixed_precision (bool): Train with bfloat16 products, which saves time on a processor that has
         them. Prediction is in float32 either way.
     RETURNS (Model): The model. Its shapes are known after `initialize` or `from_bytes`.
@@ -141,6 +144,11 @@ def MultiExitTransformer(
     if reach is not None and reach < 0:
         expected = "a number of words >= 0, or null"
         raise ValueError(Errors.E019.format(setting="reach", expected=expected, value=reach))
+    if offramp_context < 0:
+        expected = "a number of words >= 0"
+        raise ValueError(
+            Errors.E019.format(setting="offramp_context", expected=expected, value=offramp_context)
+        )
     return Model(
         _NAME,
         _forward,
@@ -156,6 +164,7 @@ def MultiExitTransformer(
             "classes": {},
             # Not among what thinc saves: the config has the say.
             "rules": Rules(special_share, reach, renorm, mean_pieces),
+            "offramp_context": offramp_context,
             "replace_listener": replace_listener,
             "replace_listener_cfg": replace_listener_cfg,
         },
@@ -208,6 +217,7 @@ def _init(model: Model, X: Any = None, Y: Any = None) -> None:
         model.attrs["classes"],
         encoder.config.n_layers,
         encoder.config.hidden,
+        model.attrs["offramp_context"],
     )
     cast(MultiExitShim, model.shims[0]).module = MultiExitModule(encoder, offramps)
     pieces = model.layers[0]
@@ -357,7 +367,7 @@ def _empty_output(
             module.encoder.config,
             np.diff(pieces.unit_starts),
             np.diff(pieces.word_starts),
-            n_classes,
+            module.offramps.width * n_classes,
         ),
         layer_scores=[],
         states=states,
@@ -385,6 +395,7 @@ def Tok2VecMultiExit(
     reach: int | None = None,
     renorm: bool = False,
     mean_pieces: bool = False,
+    offramp_context: int = 0,
 ) -> Model[list[Doc], list[Floats2d]]:
     """A multi-exit transformer as the tok2vec layer of one component
     (registered as spacy-earlyexit.Tok2VecMultiExit.v1; follows
@@ -394,7 +405,7 @@ def Tok2VecMultiExit(
     not trained any more.
 
     name, get_spans, tokenizer_config, transformer_config, encoder_lr_scale, offramp_lr_scale,
-        special_share, reach, renorm, mean_pieces: As for MultiExitTransformer.
+        special_share, reach, renorm, mean_pieces, offramp_context: As for MultiExitTransformer.
     pooling (Model): Makes one vector of a token's pieces.
     grad_factor (float): Factor on the gradient from the component.
     """
@@ -409,6 +420,7 @@ def Tok2VecMultiExit(
         reach,
         renorm,
         mean_pieces,
+        offramp_context,
     )
     return chain(states_at_exit(transformer, None), trfs2arrays(pooling, grad_factor))
 

@@ -164,6 +164,7 @@ class Batch:
         self.word_gap_host = word_gaps(word_unit, word_id)
         self.word_gap = self.upload(self.word_gap_host)
         self.n_gaps = int((self.word_gap_host > 1).sum())
+        self.near: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
         self._plan(active)
 
     def upload(self, index: np.ndarray) -> Tensor:
@@ -223,6 +224,27 @@ class Batch:
             active=active[words],
         )
         return rows
+
+    def neighbours(self, context: int) -> dict[int, tuple[Tensor, Tensor]]:
+        """The words around each word that are in the batch, too.
+
+        context (int): How far to look.
+        RETURNS (Dict[int, Tuple[Tensor, Tensor]]): Per distance, to the left below 0, the words
+            that have a neighbour there, and the neighbours, shapes (n,).
+        """
+        if context not in self.near:
+            self.near[context] = {}
+            n_words = len(self.word_id)
+            place = np.full(int(self.word_id.max()) + context + 1, -1)
+            place[self.word_id] = np.arange(n_words)
+            for distance in range(1, context + 1):
+                right = place[self.word_id + distance]
+                is_there = self.word_unit_host[right] == self.word_unit_host
+                left = np.flatnonzero((right >= 0) & is_there)
+                pair = self.upload(left), self.upload(right[left])
+                self.near[context][distance] = pair
+                self.near[context][-distance] = pair[::-1]
+        return self.near[context]
 
     def word_vectors(self, hidden: Tensor) -> Tensor:
         """What the off-ramps see of each word.
@@ -434,13 +456,16 @@ def embedding_macs(config: EncoderConfig, n_rows: np.ndarray) -> np.ndarray:
 
 
 def full_depth_macs(
-    config: EncoderConfig, n_rows: np.ndarray, n_words: np.ndarray, n_classes: int
+    config: EncoderConfig, n_rows: np.ndarray, n_words: np.ndarray, n_weights: int
 ) -> np.ndarray:
-    """Multiply-accumulates of the embeddings, all layers and the last off-ramp per unit, shape
-    (n_units,).
+    """Multiply-accumulates of the embeddings, all layers and the last off-ramp per unit.
+
+    n_rows, n_words (ndarray): Of each unit, shape (n_units,).
+    n_weights (int): What an off-ramp multiplies a word with.
+    RETURNS (ndarray): shape (n_units,), float64.
     """
     layers = config.n_layers * layer_macs(config, n_rows, n_rows)
-    offramp = float(config.hidden * n_classes) * n_words
+    offramp = float(n_weights) * n_words
     return embedding_macs(config, n_rows) + layers + offramp
 
 
@@ -499,8 +524,8 @@ def run(
         if not (deciding or every_offramp):
             continue
         words = encoder.final_norm(batch.word_vectors(hidden))
-        scores = offramps(number, words, columns)
-        macs[batch.unit_id] += float(config.hidden * n_classes) * batch.n_words
+        scores = offramps(number, words, columns, batch.neighbours(offramps.context))
+        macs[batch.unit_id] += float(offramps.width * n_classes) * batch.n_words
         if every_offramp:
             layer_scores.append((number, batch.upload(batch.word_id), scores))
         if not deciding:

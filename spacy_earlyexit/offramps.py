@@ -18,6 +18,7 @@ class OffRamps(nn.Module):
 
     classes (Mapping[str, Sequence[str]]): The classes of each task.
     n_layers, hidden (int): Layers of the encoder and size of its rows.
+    context (int): Words on each side that an off-ramp sees beside its own. 0 is the paper's.
 
     temperature (Tensor): Divides the scores of a layer and task before their uncertainty is taken,
         shape (n_layers, n_tasks). 1 until it is fitted on dev data (calibration.py).
@@ -25,15 +26,20 @@ class OffRamps(nn.Module):
     Its dropout on the words' vectors follows the `drop` of the training loop.
     """
 
-    def __init__(self, classes: Mapping[str, Sequence[str]], n_layers: int, hidden: int):
+    def __init__(
+        self, classes: Mapping[str, Sequence[str]], n_layers: int, hidden: int, context: int = 0
+    ):
         super().__init__()
+        self.context = context
+        # What a class is multiplied with per word: its own vector and those of its neighbours.
+        self.width = (2 * context + 1) * hidden
         self.classes = {task: list(names) for task, names in classes.items()}
         self.slices: dict[str, slice] = {}
         start = 0
         for task, names in self.classes.items():
             self.slices[task] = slice(start, start + len(names))
             start += len(names)
-        self.weight = nn.Parameter(torch.empty(n_layers, start, hidden))
+        self.weight = nn.Parameter(torch.empty(n_layers, start, self.width))
         self.bias = nn.Parameter(torch.zeros(n_layers, start))
         if start:  # no task: the exit layer is fixed
             nn.init.normal_(self.weight, std=0.02)
@@ -58,19 +64,38 @@ class OffRamps(nn.Module):
             start = slices[task].stop
         return slices, torch.cat(columns)
 
-    def forward(self, layer: int, words: Tensor, columns: Tensor | None = None) -> Tensor:
-        """s_j^l = W_l dropout(h_j^l) + b_l (method: off-ramps).
+    def forward(
+        self,
+        layer: int,
+        words: Tensor,
+        columns: Tensor | None = None,
+        neighbours: Mapping[int, tuple[Tensor, Tensor]] | None = None,
+    ) -> Tensor:
+        """s_j^l = W_l dropout(h_j^l) + b_l (method: off-ramps); with context
+        s_j^l = sum_i W_l,i dropout(h_j+i^l) + b_l, |i| <= context, over the neighbours there are.
 
         layer (int): The layer, from 1.
         words (Tensor): The words' vectors behind that layer, shape (n_words, hidden).
         columns (Optional[Tensor]): The classes to compute, all if None.
+        neighbours (Optional[Mapping[int, Tuple[Tensor, Tensor]]]): With context: per distance i,
+            the words j that have a neighbour j + i, and these, shapes (n,).
         RETURNS (Tensor): Scores, shape (n_words, n_classes).
         """
         weight, bias = self.weight[layer - 1], self.bias[layer - 1]
         if columns is not None:
             columns = columns.to(weight.device)
             weight, bias = weight[columns], bias[columns]
-        return F.linear(self.dropout(words), weight, bias)
+        words = self.dropout(words)
+        if not self.context:
+            return F.linear(words, weight, bias)
+        # One product, whose results are moved: they are smaller than the vectors.
+        near = range(-self.context, self.context + 1)
+        parts = F.linear(words, torch.cat(weight.chunk(len(near), dim=1)))
+        at = dict(zip(near, parts.chunk(len(near), dim=1), strict=True))
+        scores = at[0] + bias
+        for distance, (to, place) in (neighbours or {}).items():
+            scores = scores.index_add(0, to, at[distance].index_select(0, place))
+        return scores
 
     def uncertainty(self, layer: int, scores: Tensor, slices: Mapping[str, slice]) -> Tensor:
         """See the function of this name; at the temperatures of a layer (from 1)."""

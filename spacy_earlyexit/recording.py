@@ -160,7 +160,7 @@ class Recording:
             rows = self._per_unit(rows_of * here) + specials * (n_going > 0)
             total += layer_macs(config, active, rows).sum()
             scored += here.sum() if deciding[layer - 1] else 0
-        return float(total + config.hidden * self.scores.shape[-1] * scored)
+        return float(total + self.module.offramps.width * self.scores.shape[-1] * scored)
 
     def _per_unit(self, of_words: np.ndarray) -> np.ndarray:
         return np.bincount(self.unit, of_words, minlength=self.n_units)

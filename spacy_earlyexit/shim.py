@@ -164,6 +164,7 @@ class MultiExitShim(PyTorchShim):
             {
                 "encoder": encoder.config.to_dict(),
                 "classes": offramps.classes,
+                "context": offramps.context,
                 "state": safetensors.torch.save(state),
             }
         )
@@ -176,7 +177,8 @@ class MultiExitShim(PyTorchShim):
         config = EncoderConfig(**data["encoder"])
         with torch.device("meta"):  # the shapes only; the weights come from the bytes
             encoder = Encoder(config)
-            offramps = OffRamps(data["classes"], config.n_layers, config.hidden)
+            context = data.get("context", 0)  # of before there was any
+            offramps = OffRamps(data["classes"], config.n_layers, config.hidden, context)
             module = MultiExitModule(encoder, offramps)
         state = safetensors.torch.load(data["state"])
         # Pipelines of before there were temperatures.

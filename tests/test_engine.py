@@ -53,9 +53,9 @@ CLASSES = {"ner": ["O", "B-X", "I-X"], "pos": ["A", "B", "C", "D"]}
 TASKS = list(CLASSES)
 
 
-def make_module(seed=0, config=CONFIG):
+def make_module(seed=0, config=CONFIG, context=0):
     torch.manual_seed(seed)
-    offramps = OffRamps(CLASSES, config.n_layers, config.hidden)
+    offramps = OffRamps(CLASSES, config.n_layers, config.hidden, context)
     module = MultiExitModule(Encoder(config), offramps)
     for name, parameter in module.named_parameters():
         # Large enough that words, layers and units differ clearly.
@@ -163,15 +163,16 @@ RULES = st.builds(
     renorm=st.booleans(),
     mean_pieces=st.booleans(),
 )
+CONTEXT = st.integers(0, 2)  # of the off-ramps
 SLOW = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @every_kind
 @SLOW
-@given(LENGTHS, st.integers(0, 3), st.floats(0.05, 1.0), RULES, st.integers(0, 5))
-def test_token_exit_equals_reference(config, lengths, window, threshold, rules, seed):
+@given(LENGTHS, st.integers(0, 3), st.floats(0.05, 1.0), RULES, CONTEXT, st.integers(0, 5))
+def test_token_exit_equals_reference(config, lengths, window, threshold, rules, context, seed):
     """(c), (e) and the rules themselves, for random lengths, windows and thresholds."""
-    module, pieces = make_module(seed, config), make_pieces(lengths, seed)
+    module, pieces = make_module(seed, config, context), make_pieces(lengths, seed)
     ours = engine(module, pieces, TokenExit(threshold, window), rules=rules, states=True)
     assert_equal(ours, reference(module, pieces, lambda u: token_rule(threshold, window), rules))
 
@@ -187,10 +188,10 @@ def test_sentence_exit_equals_reference(config, lengths, threshold, seed):
 
 @every_kind
 @SLOW
-@given(LENGTHS, RULES, st.integers(0, 10_000))
-def test_given_exits_equal_reference_forward_and_backward(config, lengths, rules, seed):
+@given(LENGTHS, RULES, CONTEXT, st.integers(0, 10_000))
+def test_given_exits_equal_reference_forward_and_backward(config, lengths, rules, context, seed):
     """(c): the gathering path equals the masked one for any exits, and so do its gradients."""
-    module, pieces = make_module(seed % 7, config), make_pieces(lengths, seed)
+    module, pieces = make_module(seed % 7, config, context), make_pieces(lengths, seed)
     exits = np.random.default_rng(seed).integers(1, CONFIG.n_layers + 1, sum(lengths))
     units = np.argsort(np.diff(pieces.unit_starts), kind="stable")
     order = np.concatenate([np.arange(*pieces.word_starts[u : u + 2]) for u in units])
@@ -243,7 +244,7 @@ def test_full_depth_costs_the_formula(config):
     projection = 6 * h * rows if config is SHARED_LAYERS else 0
     expected = projection + n_layers * layer + h * 7 * words
     np.testing.assert_array_equal(macs, expected)
-    np.testing.assert_array_equal(full_depth_macs(config, rows, words, 7), expected)
+    np.testing.assert_array_equal(full_depth_macs(config, rows, words, 7 * h), expected)
     # with F = 4H the linear part is 12H² per row; a halted row costs a sixth of that
     one, none = np.asarray([1]), np.asarray([0])
     assert layer_macs(config, none, one)[0] == 2 * h * h

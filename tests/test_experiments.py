@@ -38,16 +38,11 @@ def run(encoder, tmp_path):
             "first": {"corpus": "tiny"},
             "special": {
                 "corpus": "tiny",
-                "stage2": {"components.transformer.model.special_share": 0.5},
+                "stage2": {"components.transformer.model.special_share": 0.25},
             },
-            "uniform": {
+            "linear": {
                 "corpus": "tiny",
-                "stage1": {
-                    "components.transformer.loss": {
-                        "@misc": "spacy-earlyexit.JointLoss.v1",
-                        "layer_weights": "uniform",
-                    }
-                },
+                "stage1": {"components.transformer.loss.layer_weights": "linear"},
             },
         },
     }
@@ -67,23 +62,23 @@ def run(encoder, tmp_path):
 def test_runs_what_has_no_result_and_shares_stage_one(run, tmp_path):
     done = run("--only", "first")
     assert done.exit_code == 0, done.output
-    first = tmp_path / "models" / "tiny" / "joint" / "model-best"
+    (first,) = (tmp_path / "models" / "tiny").glob("joint-*/model-last")
     made = (first / "meta.json").stat().st_mtime_ns
     done = run()
     assert done.exit_code == 0, done.output
     assert "first-0.json is there" in " ".join(done.output.split())
     assert (first / "meta.json").stat().st_mtime_ns == made
     models = sorted(path.name.rpartition("-")[0] for path in first.parent.parent.iterdir())
-    assert models == ["", "joint", "self-sampling"], "uniform trains a stage 1 of its own"
+    assert models == ["joint", "joint", "self-sampling"], "linear trains a stage 1 of its own"
     results = {path.stem: srsly.read_json(path) for path in (tmp_path / "results").iterdir()}
-    assert set(results) == {"first-0", "special-0", "uniform-0"}
-    assert results["special-0"]["stage2"] == {"components.transformer.model.special_share": 0.5}
+    assert set(results) == {"first-0", "special-0", "linear-0"}
+    assert results["special-0"]["stage2"] == {"components.transformer.model.special_share": 0.25}
     for result in results.values():
         assert result["rows"][0]["setting"] == "full depth"
         assert result["rows"][0]["dev_speedup"] == 1.0
     trained = next((tmp_path / "models" / "tiny").glob("self-sampling-*"))
-    config = spacy.util.load_config(trained / "model-best" / "config.cfg")
-    assert config["components"]["transformer"]["model"]["special_share"] == 0.5
+    config = spacy.util.load_config(trained / "model-last" / "config.cfg")
+    assert config["components"]["transformer"]["model"]["special_share"] == 0.25
 
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- experiments: begin -->\nold\n<!-- experiments: end -->\nb\n")

@@ -386,6 +386,7 @@ def test_component_with_a_task_that_was_not_trained_at_prediction(nlp):
         ({"model": {"offramp_lr_scale": -1.0}}, r"`offramp_lr_scale`.*-1\.0"),
         ({"model": {"special_share": 1.5}}, r"`special_share`.*\[0, 1\].*1\.5"),
         ({"model": {"reach": -1}}, r"`reach`.*>= 0.*-1"),
+        ({"model": {"offramp_context": -1}}, r"`offramp_context`.*>= 0.*-1"),
         ({"exit": {"@span_getters": "spacy-transformers.doc_spans.v1"}}, r"`exit` has to be null"),
         ({"exit": {**TOKEN_BLOCK, "threshold": 1.5}}, r"`threshold`.*\[0, 1\].*1\.5"),
         ({"exit": {**TOKEN_BLOCK, "threshold": [0.5, -0.1]}}, r"`threshold`.*\[0, 1\].*-0\.1"),
@@ -409,6 +410,21 @@ def test_rules_are_kept_and_the_config_given_at_load_wins(encoder, tmp_path):
     changed = {"components": {"transformer": {"model": {"reach": 3, "renorm": False}}}}
     other = spacy.load(tmp_path, config=changed).get_pipe("transformer").model.attrs["rules"]
     assert vars(other) == {**rules, "reach": 3, "renorm": False}
+
+
+def test_offramps_with_context_are_kept(encoder, tmp_path):
+    """The shape of the weights tells; those of before there was context have none."""
+    nlp = make_nlp(encoder, model={"offramp_context": 2})
+    offramps = module_of(nlp.get_pipe("transformer").model).offramps
+    assert offramps.weight.shape[2] == 5 * 32
+    nlp.to_disk(tmp_path / "p")
+    loaded = spacy.load(tmp_path / "p")
+    text = "Anna met Bob in New York"
+    scores = [p.get_pipe("transformer").predict([p.make_doc(text)]).scores for p in (nlp, loaded)]
+    np.testing.assert_array_equal(*scores)
+    changed = nlp.get_pipe("transformer").predict([nlp.make_doc("Anna met Bob in New Berlin")])
+    differ = (scores[0] != changed.scores).any(axis=1)
+    assert differ.all(), "all words attend to the changed one"
 
 
 def test_predict_before_initialize(encoder):
@@ -974,8 +990,8 @@ def test_labels_given_to_initialize(encoder, tmp_path):
 # --- init_from -----------------------------------------------------------------------------
 
 
-def from_stage1(encoder, path, **settings):
-    nlp = untrained(encoder)
+def from_stage1(encoder, path, model=None, **settings):
+    nlp = untrained(encoder, model=model or {})
     nlp.config["initialize"]["components"]["transformer"] = {"init_from": str(path), **settings}
     nlp.initialize(lambda: make_examples(nlp))
     return nlp
@@ -1014,6 +1030,11 @@ def test_init_from_a_pipeline_without_such_a_component(encoder, tmp_path):
     nlp.to_disk(tmp_path)
     with pytest.raises(ValueError, match=r"no earlyexit_transformer named 'transformer'"):
         from_stage1(encoder, tmp_path)
+
+
+def test_init_from_offramps_of_another_shape(encoder, stage1):
+    with pytest.raises(ValueError, match=r"it has offramp_context = 0, .*transformer.model.* 1"):
+        from_stage1(encoder, stage1, model={"offramp_context": 1})
 
 
 @pytest.mark.parametrize("labels", [["PER", "LOC"], ["LOC"], ["LOC", "ORG", "PER"]])

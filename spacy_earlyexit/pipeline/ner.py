@@ -68,25 +68,31 @@ class EarlyExitNer(ExitConsumer):
         RAISES (ValueError): If a Doc has no scores.
         """
         (task,) = self.tasks
-        all_tokens, all_scores, breaks, classes = [], [], [], ["O"]
-        for doc, (tokens, scores) in zip(docs, self.task_scores(docs, task), strict=True):
-            classes = list(self.exits(doc, task).classes[task])
-            array = doc.to_array([ENT_IOB, SENT_START]).reshape(-1, 2)
-            preset = np.isin(array[tokens, 0], (1, 3))  # in an entity, or blocked
-            if preset.any() and not self.overwrite:
-                scores = np.where(preset[:, None], -np.inf, scores)
-                scores[preset, 0] = 0.0  # outside; keeps entities from running through
-            all_tokens.append(tokens)
-            all_scores.append(_log_softmax(scores))
-            # No entity crosses a sentence boundary, as in spaCy's ner. SENT_START is 1 there,
-            # which can be on a whitespace token.
-            sentence = np.cumsum(array[:, 1] == 1)[tokens]
-            breaks.append(np.diff(sentence, prepend=-1) != 0)
-        decoded = decode(all_scores, breaks, bio_grammar(classes))
-        return [
-            _entities(tokens, path, classes)
-            for tokens, path in zip(all_tokens, decoded, strict=True)
-        ]
+        exits = [self.exits(doc, task) for doc in docs]
+        if not exits:
+            return []
+        classes = list(exits[0].classes[task])
+        lengths = np.asarray([len(own.tokens) for own in exits])
+        scores = np.concatenate([own.scores[:, own.slices[task]] for own in exits])
+        # All Docs at once: words are places in the Docs' tokens, one Doc behind the other.
+        array = np.concatenate([doc.to_array([ENT_IOB, SENT_START]).reshape(-1, 2) for doc in docs])
+        first = np.cumsum([0] + [len(doc) for doc in docs])
+        tokens = np.concatenate([own.tokens for own in exits])
+        words = tokens + np.repeat(first[:-1], lengths)
+        iob = array[words, 0]
+        preset = (iob == 1) | (iob == 3)  # in an entity, or blocked
+        if preset.any() and not self.overwrite:
+            scores[preset] = -np.inf
+            scores[preset, 0] = 0.0  # outside; keeps entities from running through
+        # No entity crosses a sentence boundary, as in spaCy's ner. SENT_START is 1 there,
+        # which can be on a whitespace token.
+        sentence = np.cumsum(array[:, 1] == 1)[words]
+        breaks = np.diff(sentence, prepend=-1) != 0
+        ends = np.cumsum(lengths)[:-1]
+        decoded = decode(
+            np.split(_log_softmax(scores), ends), np.split(breaks, ends), bio_grammar(classes)
+        )
+        return _entities(tokens, lengths, np.concatenate(decoded), classes)
 
     def set_annotations(
         self, docs: list[Doc], predictions: list[list[tuple[int, int, str]]]
@@ -118,15 +124,22 @@ def _log_softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def _entities(
-    tokens: np.ndarray, path: np.ndarray, classes: list[str]
-) -> list[tuple[int, int, str]]:
-    """Runs of B-x I-x …, as token indices; whitespace tokens in between belong to them."""
+    tokens: np.ndarray, lengths: np.ndarray, path: np.ndarray, classes: list[str]
+) -> list[list[tuple[int, int, str]]]:
+    """Runs of B-x I-x …, as token indices; whitespace tokens in between belong to them.
+
+    tokens, path (ndarray): Token in its Doc and class of each word, shape (n_words,).
+    lengths (ndarray): Words of each Doc, shape (n_docs,).
+    """
     kinds = np.asarray([c[0] for c in classes])[path]
+    doc = np.repeat(np.arange(len(lengths)), lengths)
     starts = np.flatnonzero(kinds == "B")
-    # An entity ends in front of the next word that is not inside.
-    others = np.append(np.flatnonzero(kinds != "I"), len(path))
+    # An entity ends in front of the next word that is not inside, or with its Doc.
+    others = np.flatnonzero((kinds != "I") | (np.diff(doc, prepend=-1) != 0))
+    others = np.append(others, len(path))
     ends = others[np.searchsorted(others, starts, side="right")]
-    return [
-        (int(tokens[start]), int(tokens[end - 1]) + 1, classes[path[start]][2:])
-        for start, end in zip(starts, ends, strict=True)
-    ]
+    found: list[list[tuple[int, int, str]]] = [[] for _ in lengths]
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        label = classes[path[start]][2:]
+        found[doc[start]].append((int(tokens[start]), int(tokens[end - 1]) + 1, label))
+    return found

@@ -1,0 +1,169 @@
+"""The benchmark: rows of systems in processes of their own, the peers, long documents."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import spacy
+import srsly
+from conftest import ROOT, make_examples
+from spacy.tokens import DocBin
+from test_cli import run_cli
+
+from spacy_earlyexit.benchmarking import LATENCY_WORDS, Row, benchmark, table
+from spacy_earlyexit.criteria import TokenExit
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import documents
+import run as script
+import systems
+
+KEYS = {"system", "setting", "corpus", "score", "tag_acc", "words_per_second", "spread"}
+KEYS |= {"mac_speedup", "wall_speedup", "peak_mb", "latency_ms", "batch_size"}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    nlp = spacy.blank("en")
+    gold = [eg.reference for eg in make_examples(nlp)]
+    long = spacy.tokens.Doc.from_docs(gold[3:6] + gold[:1])  # 7 + 3 + 2 + 7 words
+    assert len(long) in LATENCY_WORDS
+    path = tmp_path_factory.mktemp("benchmark") / "tiny.spacy"
+    DocBin(docs=[*gold, long]).to_disk(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pipeline(trained, tmp_path_factory):
+    path = tmp_path_factory.mktemp("benchmark") / "pipeline"
+    transformer = trained.get_pipe("transformer")
+    transformer.points["2x"] = {"exit": TokenExit(0.9, 0).to_config()}
+    trained.to_disk(path)
+    del transformer.points["2x"]
+    return path
+
+
+@pytest.mark.slow
+def test_cli_times_points_and_precisions(pipeline, corpus, tmp_path):
+    output = tmp_path / "out.json"
+    code, out = run_cli(
+        *("benchmark", corpus, pipeline, "--points", "full,2x", "--repeats", "2"),
+        *("--precisions", "float32,int8", "--threads", "1", "--json", output),
+    )
+    assert code == 0, out
+    results = json.loads(output.read_text())
+    assert results["threads"] == 1 and results["repeats"] == 2
+    assert {"machine", "versions", "date", "commit"} <= set(results)
+    full, fast, *int8 = results["rows"]
+    assert all(set(row) == KEYS for row in results["rows"])
+    assert [row["setting"] for row in int8] == ["full int8", "2x int8"]
+    assert full["score"] == 1.0 and full["tag_acc"] is None, "over-fitted; there are no tags"
+    assert full["mac_speedup"] == 1.0 and full["wall_speedup"] == 1.0
+    assert fast["mac_speedup"] > 1.0
+    for row in results["rows"]:
+        low, high = row["spread"]
+        assert 0 < low <= row["words_per_second"] <= high
+        assert row["peak_mb"] > 100 and row["latency_ms"] > 0
+    columns, rows = table(results)
+    assert all(len(row) == len(columns) for row in rows)
+    assert "2x int8" in out and "words/s" in out
+
+
+@pytest.mark.parametrize(
+    "args,message",
+    [
+        (["--points", "9x"], "Unknown operating point '9x'"),
+        (["--precisions", "int4"], "`precision`"),
+    ],
+)
+def test_cli_says_what_is_wrong_before_anything_runs(pipeline, corpus, args, message):
+    code, out = run_cli("benchmark", corpus, pipeline, *args)
+    assert code == 1 and message in " ".join(out.split())
+
+
+def test_a_system_that_fails_is_named(corpus):
+    row = Row("theirs", "fast", "tiny", str(corpus), settings={"path": "/no/such/pipeline"})
+    with pytest.raises(RuntimeError, match=r"theirs, fast \(tiny\) failed:[\s\S]*no/such/pipeline"):
+        benchmark([row], repeats=1, threads=1)
+
+
+@pytest.fixture(scope="module")
+def classifier(encoder, corpus, tmp_path_factory):
+    """A token classifier as benchmarks/run.py trains it, with its export."""
+    pytest.importorskip("onnxruntime")
+    path = tmp_path_factory.mktemp("benchmark") / "plain"
+    docs = systems.train_plain.read_docs(corpus)
+    systems.train_plain.train_plain(docs, docs, encoder, epochs=3, learn_rate=5e-3, save=path)
+    script.export_onnx(path)
+    return path
+
+
+@pytest.mark.slow
+def test_peers_say_what_the_plain_model_says(classifier, corpus):
+    docs = systems.train_plain.read_docs(corpus)
+    plain = systems.HuggingFace(str(classifier), batch_words=10)
+    labels = plain.run(plain.prepare(docs))
+    assert [len(own) for own in labels] == [len(doc) for doc in docs]
+    alone = [plain.run(plain.prepare([doc]))[0] for doc in docs]
+    assert labels == alone, "padding and sorting do not matter"
+    onnx = systems.Onnx(str(classifier), batch_words=10)
+    assert onnx.run(onnx.prepare(docs)) == labels
+    quantised = systems.Onnx(str(classifier), int8=True)
+    found = np.concatenate(quantised.run(quantised.prepare(docs)))
+    assert np.mean(found == np.concatenate(labels)) > 0.8
+    annotated = plain.annotated(docs, labels)
+    assert [doc.text for doc in annotated] == [doc.text for doc in docs]
+
+
+def test_plan_is_complete_and_leaves_out_what_is_not_trained(tmp_path, monkeypatch, capsys):
+    plan = srsly.read_yaml(script.PLAN)
+    trained = set(plan["train"])
+    assert {row["use"] for row in plan["rows"] if "use" in row} == trained
+    assert {row["kind"] for row in plan["rows"] if "use" in row} <= set(script.KINDS)
+    monkeypatch.setattr(script, "TRAINED", tmp_path / "training" / "benchmarks")
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    assert script.plan_rows(plan, "wnut17") == []
+    (tmp_path / "training" / "benchmarks" / "wnut17" / "plain").mkdir(parents=True)
+    (tmp_path / "training" / "wnut17" / "self_sampling" / "calibrated").mkdir(parents=True)
+    rows = script.plan_rows(plan, "wnut17")
+    assert [row.system for row in rows] == ["Hugging Face", *["ONNX Runtime"] * 2, *["ours"] * 8]
+    assert rows[-1].setting == "4x int8" and rows[-1].baseline == "ours, full int8"
+    assert "benchmarks/wnut17/cut-3 is missing" in " ".join(capsys.readouterr().out.split())
+
+
+def test_table_and_picture_of_results(tmp_path):
+    row = dict.fromkeys(KEYS) | {"system": "ours", "setting": "3x float32", "corpus": "c"}
+    row |= {"score": 0.5, "words_per_second": 1234.5, "spread": [1000.0, 1300.0], "peak_mb": 900.0}
+    results = {
+        "machine": {"cpu": "x"},
+        "threads": 2,
+        "versions": {"torch": "2"},
+        "date": "today",
+        "commit": "abc",
+        "repeats": 5,
+        "rows": [row, {**row, "system": "theirs", "tag_acc": 0.9}],
+    }
+    text = script.markdown(results)
+    assert "| c | ours | 3x float32 | 50.00 |  | 1,234 (1,000–1,300) |" in text
+    script.plot(results, tmp_path / "p.svg")
+    assert (tmp_path / "p.svg").read_text().count("<svg") == 1
+
+
+@pytest.mark.slow
+def test_documents_are_joined_and_compared(pipeline, corpus, tmp_path, capsys):
+    nlp = spacy.blank("en")
+    examples = make_examples(nlp)
+    joined = documents.join(examples, 12)
+    assert [len(eg.reference) for eg in joined] == [10, 7, 10, 2]
+    assert sum(len(eg.reference.ents) for eg in joined) == 8
+    assert all(len(list(eg.predicted.sents)) > 0 for eg in joined)
+    documents.speedup_cli(str(pipeline), corpus, "2x", 12, 1, 0, tmp_path / "speedup.json")
+    single, whole, by_sentence = json.loads((tmp_path / "speedup.json").read_text())["rows"]
+    assert single["mac_ratio"] == 1.0
+    assert whole["documents"] < single["documents"]
+    assert abs(by_sentence["mac_ratio"] - 1.0) < 1e-6, "the same units"
+    documents.length_cli(str(pipeline), corpus, "2x", 1, 1_000, tmp_path / "length.json")
+    rows = json.loads((tmp_path / "length.json").read_text())["rows"]
+    assert [row["words"] for row in rows] == [100, 1_000]
+    assert "to 1,000 words" in capsys.readouterr().out
