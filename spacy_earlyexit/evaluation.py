@@ -3,7 +3,7 @@
 import platform
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .pipeline.consumer import ExitConsumer
     from .pipeline.transformer import EarlyExitTransformer
 
+# Resamples for the interval of a loss, and the share of them that lies inside.
+RESAMPLES, CONFIDENCE = 1000, 0.95
 # What evaluate returns, and scripts/report.py reads.
 FORMAT = "spacy-earlyexit.evaluation.v1"
 
@@ -175,12 +177,14 @@ def measure_points(
     repeats (int): Timed rounds; 0 for scores only.
     RETURNS (List[Dict[str, Any]]): A row per setting: point (its name), exit (its block), scores,
         exit_layer_mean, exit_speedup (MACs), macs (in all), exit_layer_shares (of the words, per
-        layer), tasks (of each: scores, and of each gold label: words, exit_layer_mean); and if
-        timed words_per_second (median), spread (its least and greatest), wall_speedup.
+        layer), tasks (of each: scores, and of each gold label: words, exit_layer_mean), losses
+        (against the first setting, see paired_losses); and if timed words_per_second (median),
+        spread (its least and greatest), wall_speedup.
     """
     n_words = sum(len(eg.predicted) for eg in examples)
     seconds: dict[str, list[float]] = {name: [] for name in settings}
     rows: dict[str, dict[str, Any]] = {}
+    counts: list[dict[str, np.ndarray]] = []
     with tqdm(total=(repeats + 1) * len(settings), unit="run", disable=None, leave=False) as bar:
         for repeat in range(repeats + 1):
             for name, setting in settings.items():
@@ -195,11 +199,14 @@ def measure_points(
                     scored = [
                         Example(doc, eg.reference) for doc, eg in zip(done, examples, strict=True)
                     ]
+                    counts.append(count_hits(scored))
                     rows[name] = {
                         "point": name,
                         "exit": criterion.to_config() if criterion else None,
                         **describe_run(nlp, transformer, scored),
                     }
+                    own_scores = rows[name]["scores"]
+                    rows[name]["losses"] = paired_losses(counts[0], counts[-1], own_scores)
                 else:
                     seconds[name].append(elapsed)
                 bar.update()
@@ -210,6 +217,56 @@ def measure_points(
             rows[name]["spread"] = [n_words / max(times), n_words / min(times)]
             rows[name]["wall_speedup"] = base / statistics.median(times)
     return list(rows.values())
+
+
+def count_hits(examples: Sequence[Example]) -> dict[str, np.ndarray]:
+    """What F1 and accuracy are made of, document by document.
+
+    examples (Sequence[Example]): Examples with predictions.
+    RETURNS (Dict[str, ndarray]): For ents_f, tag_acc, pos_acc and token_f: hits, predicted and gold
+        items of each document, shape (n_docs, 3); nothing where the gold has no annotation.
+    """
+    kinds: dict[str, tuple[str, Callable[[Doc], set[Any]]]] = {
+        "ents_f": ("ENT_IOB", lambda doc: {(e.start_char, e.end_char, e.label) for e in doc.ents}),
+        "tag_acc": ("TAG", lambda doc: {(t.idx, len(t), t.tag) for t in doc}),
+        "pos_acc": ("POS", lambda doc: {(t.idx, len(t), t.pos) for t in doc}),
+        "token_f": ("ORTH", lambda doc: {(t.idx, len(t)) for t in doc if not t.is_space}),
+    }
+    found = {}
+    for key, (attribute, items) in kinds.items():
+        counts = np.zeros((len(examples), 3), dtype=np.int64)
+        for row, eg in zip(counts, examples, strict=True):
+            if eg.reference.has_annotation(attribute):
+                predicted, gold = items(eg.predicted), items(eg.reference)
+                row[:] = len(predicted & gold), len(predicted), len(gold)
+        found[key] = counts
+    return found
+
+
+def paired_losses(
+    base: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], scores: Iterable[str]
+) -> dict[str, list[float]]:
+    """What another setting loses on the same documents, with an interval by bootstrap: documents
+    are drawn anew, the same ones for both (Efron and Tibshirani 1993, chapter 13).
+
+    base, other (Mapping[str, ndarray]): Of count_hits.
+    scores (Iterable[str]): Which scores; what count_hits does not know is left out.
+    RETURNS (Dict[str, List[float]]): Per score the loss (below 0: a gain), and the ends of its
+        interval.
+    """
+    losses: dict[str, list[float]] = {}
+    for key in (key for key in scores if key in base):
+        n_docs = len(base[key])
+        draws = np.random.default_rng(0).multinomial(n_docs, [1 / n_docs] * n_docs, RESAMPLES)
+        draws = np.concatenate([np.ones((1, n_docs), dtype=draws.dtype), draws])  # as it is, first
+        of_each = []
+        for counts in (base[key], other[key]):
+            hits, predicted, gold = (draws @ counts).T
+            of_each.append(2 * hits / np.maximum(predicted + gold, 1))
+        loss = of_each[0] - of_each[1]
+        ends = np.quantile(loss[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        losses[key] = [float(loss[0]), *ends.tolist()]
+    return losses
 
 
 def describe_run(

@@ -9,6 +9,7 @@ import pytest
 import spacy
 import torch
 from conftest import TEXTS, make_encoder, make_examples, make_nlp
+from spacy.scorer import Scorer, get_ner_prf
 from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -17,7 +18,6 @@ from typer.testing import CliRunner
 
 import spacy_earlyexit.calibration as module
 from spacy_earlyexit.calibration import (
-    SCHEDULES,
     Candidate,
     Curve,
     Probe,
@@ -28,8 +28,8 @@ from spacy_earlyexit.calibration import (
 )
 from spacy_earlyexit.cli import app
 from spacy_earlyexit.cli.calibrate import calibrate_pipeline
-from spacy_earlyexit.criteria import SentenceExit, TokenExit
-from spacy_earlyexit.evaluation import FORMAT, evaluate, fresh_docs
+from spacy_earlyexit.criteria import SCHEDULES, SentenceExit, TokenExit
+from spacy_earlyexit.evaluation import FORMAT, count_hits, evaluate, fresh_docs, paired_losses
 
 N_LAYERS = 4
 # Few candidates and speed-ups that four layers can have.
@@ -367,6 +367,37 @@ def test_evaluate(calibrated, dev, tmp_path):
         weighted = sum(own["words"] * own["exit_layer_mean"] for own in labels.values())
         assert weighted / figures["words"] == pytest.approx(row["exit_layer_mean"])
         assert row["spread"][0] <= row["words_per_second"] <= row["spread"][1]
+        loss, low, high = row["losses"]["ents_f"]
+        assert loss == pytest.approx(full["scores"]["ents_f"] - row["scores"]["ents_f"])
+        assert low <= high
+    assert full["losses"]["ents_f"] == [0.0, 0.0, 0.0]
+    assert "Lost against full (95 % interval" in out
+
+
+def test_losses_are_paired_document_by_document():
+    """Two settings that differ in one document of many: the interval knows it, and that the
+    documents on which both fail say nothing.
+    """
+    vocab = spacy.blank("en").vocab
+    gold = [Doc(vocab, words=["a", "b"], tags=["X", "Y"], ents=["B-P", "O"]) for _ in range(200)]
+    wrong = Doc(vocab, words=["a", "b"], tags=["X", "X"], ents=["O", "O"])
+    base = [Example(wrong if i < 100 else doc, doc) for i, doc in enumerate(gold)]
+    other = [Example(wrong if i < 110 else doc, doc) for i, doc in enumerate(gold)]
+    hits = [count_hits(examples) for examples in (base, other)]
+    assert hits[0]["tag_acc"][0].tolist() == [1, 2, 2]
+    assert hits[0]["ents_f"][[0, 150]].tolist() == [[0, 0, 1], [1, 1, 1]]
+    assert hits[0]["pos_acc"].sum() == 0
+    losses = paired_losses(*hits, ["tag_acc", "ents_f", "dep_las"])
+    assert set(losses) == {"tag_acc", "ents_f"}
+    for key, attribute in (("tag_acc", "tag"), ("ents_f", None)):
+        scores = [
+            Scorer.score_token_attr(eg, attribute)[key] if attribute else get_ner_prf(eg)[key]
+            for eg in (base, other)
+        ]
+        loss, low, high = losses[key]
+        assert loss == pytest.approx(scores[0] - scores[1])
+        assert 0 < low < loss < high < 2 * loss
+    assert paired_losses(hits[0], hits[0], ["ents_f"]) == {"ents_f": [0.0, 0.0, 0.0]}
 
 
 def gold_words():

@@ -77,6 +77,19 @@ def print_figures(figures: dict[str, Any]) -> None:
     names = [row["point"] for row in rows]
     print_speeds(f"{figures['pipeline']} on {figures['test']}", names, rows)
 
+    lost = [row for row in rows[1:] if row["losses"] and row["exit"]]
+    if lost:
+        msg.divider(f"Lost against {names[0]} (95 % interval by bootstrap over documents)")
+        table = [
+            (
+                row["point"],
+                *(show_loss(*row["losses"][key]) for key in keys if key in row["losses"]),
+            )
+            for row in lost
+        ]
+        header = ["", *lost[0]["losses"]]
+        print_table(table, header, "l" + "r" * (len(header) - 1))
+
     msg.divider("Share of words per exit layer (%)")
     layers = [str(i) for i, _ in enumerate(rows[0]["exit_layer_shares"], start=1)]
     shares = [
@@ -98,6 +111,10 @@ def print_figures(figures: dict[str, Any]) -> None:
         print_table(table, ["label", "words", *names], "l" + "r" * (len(names) + 1))
         if len(own["labels"]) > LABELS_SHOWN:
             msg.text(f"and {len(own['labels']) - LABELS_SHOWN} rarer labels (all with --output)")
+
+
+def show_loss(loss: float, low: float, high: float) -> str:
+    return f"{100 * loss:.2f} ({100 * low:.2f} to {100 * high:.2f})"
 
 
 def depth(found: dict[str, float] | None) -> str:
