@@ -81,11 +81,7 @@ def print_figures(figures: dict[str, Any]) -> None:
     if lost:
         msg.divider(f"Lost against {names[0]} (95 % interval by bootstrap over documents)")
         table = [
-            (
-                row["point"],
-                *(show_loss(*row["losses"][key]) for key in keys if key in row["losses"]),
-            )
-            for row in lost
+            (row["point"], *(show_loss(*loss) for loss in row["losses"].values())) for row in lost
         ]
         header = ["", *lost[0]["losses"]]
         print_table(table, header, "l" + "r" * (len(header) - 1))
