@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import spacy
@@ -13,6 +13,7 @@ from spacy.training import Corpus
 from torch import nn
 from wasabi import msg
 
+from spacy_earlyexit import architectures
 from spacy_earlyexit.architectures import module_of
 from spacy_earlyexit.cli.tables import print_table
 from spacy_earlyexit.encoders.int8 import CHUNK, Int8Linear
@@ -120,6 +121,70 @@ def encoder_cli(
     ours, theirs = (float(np.median(times[name])) for name in times)
     msg.divider(f"{pipeline}, full depth, {sum(lengths):,} rows, {torch.get_num_threads()} threads")
     msg.text(f"encoder {ours:.2f} s, its products alone {theirs:.2f} s: {ours / theirs:.2f}")
+
+
+@app.command("shares")
+def shares_cli(
+    pipeline: Annotated[str, typer.Argument(help="Folder of a calibrated pipeline")],
+    test: Annotated[Path, typer.Argument(help="Test data (.spacy)")],
+    points: Annotated[str, typer.Option(help="With commas")] = "full,2x,3x,4x",
+    precision: Annotated[str, typer.Option(help="float32 or int8")] = "float32",
+    limit: Annotated[int, typer.Option(help="First documents only, 0 for all")] = 0,
+    repeats: Annotated[int, typer.Option(min=1)] = 5,
+    threads: Threads = 0,
+) -> None:
+    """How much of the time of nlp.pipe is spent outside the encoder and its off-ramps, and how the
+    speed-up of both follows that of the MACs.
+    """
+    torch.set_num_threads(threads or torch.get_num_threads())
+    nlp = spacy.load(pipeline)
+    transformer = find_transformer(nlp)
+    transformer.precision = precision
+    inside = 0.0
+
+    def timed(*args: Any, **settings: Any) -> Any:
+        nonlocal inside
+        start = time.perf_counter()
+        try:
+            return run(*args, **settings)
+        finally:
+            inside += time.perf_counter() - start
+
+    architectures.run = timed  # type: ignore[assignment]
+    examples = list(Corpus(test, gold_preproc=True, limit=limit)(nlp))
+    names = points.split(",")
+    whole: dict[str, list[float]] = {name: [] for name in names}
+    engine: dict[str, list[float]] = {name: [] for name in names}
+    macs: dict[str, float] = {}
+    for repeat in range(repeats + 1):
+        for name in names:
+            docs = [bare_doc(eg.predicted) for eg in examples]
+            inside, start = 0.0, time.perf_counter()
+            with transformer.use(name):
+                done = list(nlp.pipe(docs))
+            if repeat:
+                whole[name].append(time.perf_counter() - start)
+                engine[name].append(inside)
+            else:
+                stats = [doc._.exit_stats for doc in done]
+                macs[name] = sum(s["macs_full"] for s in stats) / sum(s["macs"] for s in stats)
+    rows = []
+    for name in names:
+        total, inner = np.median(whole[name]), np.median(engine[name])
+        base, inner_base = np.median(whole[names[0]]), np.median(engine[names[0]])
+        rows.append(
+            (
+                name,
+                f"{total:.2f} s",
+                f"{100 * (1 - inner / total):.1f} %",
+                f"{macs[name]:.2f}x",
+                f"{inner_base / inner:.2f}x ({inner_base / inner / macs[name]:.2f})",
+                f"{base / total:.2f}x ({base / total / macs[name]:.2f})",
+            )
+        )
+    msg.divider(f"{pipeline} on {test}, {precision}, {torch.get_num_threads()} threads")
+    header = ["", "time", "outside the encoder", "MACs", "encoder (to MACs)", "pipeline (to MACs)"]
+    print_table(rows, header, "lrrrrr")
 
 
 if __name__ == "__main__":

@@ -15,9 +15,11 @@ from spacy.training import Corpus
 from wasabi import msg
 from wasabi import table as text_table
 
-from spacy_earlyexit.calibration import Search, calibrate
+from spacy_earlyexit.architectures import module_of
+from spacy_earlyexit.calibration import Probe, Search, calibrate
 from spacy_earlyexit.evaluation import find_transformer
 from spacy_earlyexit.files import write_bytes, write_json
+from spacy_earlyexit.recording import label_score
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = {"stage1": ROOT / "configs" / "joint.cfg", "stage2": ROOT / "configs/self_sampling.cfg"}
@@ -110,6 +112,28 @@ def score(pipeline: Path, common: dict[str, Any]) -> list[dict[str, Any]]:
         {"setting": name, **run.to_point(), **run.scores}
         for name, run in {"full depth": found.full, **found.points}.items()
     ]
+
+
+@app.command("layers")
+def layers_cli(
+    pipelines: Annotated[list[str], typer.Argument(help="Folders of pipelines")],
+    dev: Annotated[Path, typer.Option(help="Dev data (.spacy)", exists=True)],
+    limit: Annotated[int, typer.Option(help="First documents only, 0 for all")] = 0,
+) -> None:
+    """Print how well the off-ramp of every layer does for itself, at full depth."""
+    rows: list[list[str]] = []
+    for pipeline in pipelines:
+        nlp = spacy.load(pipeline)
+        transformer = find_transformer(nlp)
+        examples = list(Corpus(dev, gold_preproc=True, limit=limit)(nlp))
+        recording, _ = Probe(transformer, examples).record()
+        classes = module_of(transformer.model).offramps.classes
+        for task, gold in recording.gold.items():
+            labels = recording.labels[task]
+            scores = [label_score(gold, own, classes[task], recording.unit) for own in labels]
+            rows.append([pipeline, task, *map(percent, scores)])
+    header = ["pipeline", "task", *(str(layer) for layer in range(1, len(rows[0]) - 1))]
+    print(text_table(rows, header=header, divider=True, max_col=60))
 
 
 @app.command("table")

@@ -70,7 +70,10 @@ def report(figures: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]
     pipelines = [own for own in figures if own.get("system") != "plain"]
     measured = {key for own in pipelines for row in own["rows"] for key in row["scores"]}
     known = [key for key, (_, task, _) in SCORES.items() if key in measured or task in plain]
-    header = ["system", "dev score", *(SCORES[key][0] for key in known), *COSTS]
+    # Where it is known: what is lost against the same pipeline's full depth.
+    lost = any("losses" in row for own in pipelines for row in own["rows"])
+    columns = interleave([SCORES[key][0] for key in known], ["lost" for _ in known if lost])
+    header = ["system", "dev score", *columns, *COSTS]
     rows: list[list[str]] = []
     notes: set[str] = set()
     for task, own in plain.items():
@@ -80,7 +83,10 @@ def report(figures: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]
             [
                 f"plain fine-tuned encoder (Hugging Face), {task}",
                 percent(own["dev"][kind]),
-                *(percent(scores[key][kind]) if scores.get(key) else "" for key in known),
+                *interleave(
+                    [percent(scores[key][kind]) if scores.get(key) else "" for key in known],
+                    ["" for _ in known if lost],
+                ),
                 "",
                 "",
                 number(own["words_per_second"], ",.0f"),
@@ -94,7 +100,10 @@ def report(figures: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]
                 [
                     f"{stage}, {setting_name(row)}",
                     percent(row.get("dev_score")),
-                    *(percent(row["scores"].get(key)) for key in known),
+                    *interleave(
+                        [percent(row["scores"].get(key)) for key in known],
+                        [loss(row, key) for key in known if lost],
+                    ),
                     number(row["exit_layer_mean"], ".2f"),
                     number(row["exit_speedup"], ".2f", "×"),
                     number(row.get("words_per_second"), ",.0f"),
@@ -103,6 +112,11 @@ def report(figures: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]
             )
         if not any("words_per_second" in row for row in own["rows"]):
             continue
+        if lost:
+            notes.add(
+                "Lost: against full depth of the same pipeline, with its 95 % interval (bootstrap over "
+                "documents)."
+            )
         notes.add(
             f"Timed on {own['words']:,} test words with {own['machine']['threads']} threads of "
             f"{own['machine']['cpu']}, torch {own['versions']['torch']}."
@@ -116,6 +130,19 @@ def setting_name(row: dict[str, Any]) -> str:
         return row["point"].replace("full", "full depth", 1)
     kind = "sentence" if "SentenceExit" in row["exit"]["@misc"] else "token"
     return f"{kind} exit {row['point'].removeprefix(f'{kind}-')}"
+
+
+def interleave(scores: list[str], losses: list[str]) -> list[str]:
+    """Each score with its loss behind it, or the scores alone if there are no losses."""
+    return [cell for pair in zip(scores, losses, strict=False) for cell in pair] or scores
+
+
+def loss(row: dict[str, Any], key: str) -> str:
+    """What a row lost of a score, with the interval of 95 %."""
+    if row["exit"] is None or key not in row.get("losses", {}):
+        return ""
+    value, low, high = (100 * x for x in row["losses"][key])
+    return f"{value:.2f} ({low:.2f} to {high:.2f})"
 
 
 def percent(score: float | None) -> str:

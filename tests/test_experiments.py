@@ -80,6 +80,14 @@ def test_runs_what_has_no_result_and_shares_stage_one(run, tmp_path):
     config = spacy.util.load_config(trained / "model-last" / "config.cfg")
     assert config["components"]["transformer"]["model"]["special_share"] == 0.25
 
+    layers = runner.invoke(
+        script.app, ["layers", str(trained / "model-last"), "--dev", str(tmp_path / "tiny.spacy")]
+    )
+    assert layers.exit_code == 0, layers.output
+    header, _, row = layers.output.strip().splitlines()
+    assert header.split() == ["pipeline", "task", "1", "2", "3", "4"]
+    assert row.split()[1] == "ner" and len(row.split()) == 6
+
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- experiments: begin -->\nold\n<!-- experiments: end -->\nb\n")
     table = runner.invoke(
