@@ -114,7 +114,7 @@ def report(figures: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]
             continue
         if lost:
             notes.add(
-                "Lost: against full depth of the same pipeline, with its 95 % interval (bootstrap over "
+                "Lost: against full depth of the same pipeline, with a 95 % interval (bootstrap over "
                 "documents)."
             )
         notes.add(
