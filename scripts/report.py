@@ -114,8 +114,8 @@ def report(figures: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]
             continue
         if lost:
             notes.add(
-                "Lost: against full depth of the same pipeline, with a 95 % interval (bootstrap over "
-                "documents)."
+                "Lost: against full depth of the same pipeline, with a 95 % interval (bootstrap "
+                "over documents)."
             )
         notes.add(
             f"Timed on {own['words']:,} test words with {own['machine']['threads']} threads of "
