@@ -374,6 +374,17 @@ def test_evaluate(calibrated, dev, tmp_path):
     assert "Lost against full (95 % interval" in out
 
 
+def test_finalists_are_of_different_windows_first():
+    ranked = [Candidate(s, w, 4) for w in (0, 2) for s in ("linear", "constant")]
+    chosen = module._of_each_window(ranked)
+    assert [(c.window, c.schedule) for c in chosen] == [
+        (0, "linear"),
+        (2, "linear"),
+        (0, "constant"),
+        (2, "constant"),
+    ]
+
+
 def test_losses_are_paired_document_by_document():
     """Two settings that differ in one document of many: the interval knows it, and that the
     documents on which both fail say nothing.
