@@ -207,7 +207,8 @@ def _init(model: Model, X: Any = None, Y: Any = None) -> None:
     name = model.attrs["name"]
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **model.attrs["tokenizer_config"])
-    except (OSError, ValueError, ImportError) as error:  # no folder, no config, no tokenizer
+    # No folder, no config, no tokenizer (a TypeError of some versions), no library for it.
+    except (OSError, ValueError, TypeError, ImportError) as error:
         raise _not_found(name, error) from error
     try:
         encoder = load_encoder(name, model.attrs["transformer_config"])

@@ -337,6 +337,7 @@ def test_stage_2_takes_tokenizer_and_labels_from_stage_1(paths, pipeline, corpor
         "paths.encoder": "/no/such/encoder",
         "paths.stage1": str(pipeline),
         "paths.train": str(corpora / "dev.spacy"),
+        "components.transformer.model.offramp_context": 0,
     }
     code, out = run_cli("debug-data", ROOT / "configs/self_sampling.cfg", *cli_args(overrides))
     assert code == 0

@@ -609,6 +609,5 @@ def test_another_annotation_setter_is_refused(encoder):
     }
     nlp.add_pipe("earlyexit_transformer", config=config)
     with pytest.raises(ValueError, match="set_extra_annotations"):
-        make_transformer(
-            nlp, "t", None, None, None, None, None, [], 10, lambda docs, trf_data: None, None
-        )
+        settings = [None, None, None, None, None, [], 10, "float32"]
+        make_transformer(nlp, "t", *settings, lambda docs, trf_data: None, None)
