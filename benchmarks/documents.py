@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import spacy
 import torch
 import typer
@@ -148,11 +149,15 @@ def _seconds(nlp: Language, words: list[str]) -> float:
 
 def join(sentences: Sequence[Example], words: int) -> list[Example]:
     """Documents of about so many words, with the sentences' boundaries and gold."""
-    return [
-        Example(bare_doc(gold), gold)
-        for group in groups(sentences, words)
-        for gold in [Doc.from_docs([eg.reference for eg in group])]
-    ]
+    joined = []
+    for group in groups(sentences, words):
+        gold = Doc.from_docs([eg.reference for eg in group])
+        lengths = [len(eg.reference) for eg in group]
+        starts = set(np.cumsum([0, *lengths[:-1]]).tolist())
+        for token in gold:
+            token.is_sent_start = token.i in starts
+        joined.append(Example(bare_doc(gold), gold))
+    return joined
 
 
 def groups(sentences: Sequence[Example], words: int) -> Iterator[list[Example]]:
