@@ -2,7 +2,7 @@
 
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +14,7 @@ from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Corpus, Example
 from spacy.util import registry
+from systems import train_plain
 from wasabi import msg
 
 from spacy_earlyexit.benchmarking import header
@@ -150,25 +151,15 @@ def _seconds(nlp: Language, words: list[str]) -> float:
 def join(sentences: Sequence[Example], words: int) -> list[Example]:
     """Documents of about so many words, with the sentences' boundaries and gold."""
     joined = []
-    for group in groups(sentences, words):
-        gold = Doc.from_docs([eg.reference for eg in group])
-        lengths = [len(eg.reference) for eg in group]
+    parts = [eg.reference for eg in sentences]
+    for group in train_plain.by_words(range(len(parts)), parts, words):
+        gold = Doc.from_docs([parts[i] for i in group])
+        lengths = [len(parts[i]) for i in group]
         starts = set(np.cumsum([0, *lengths[:-1]]).tolist())
         for token in gold:
             token.is_sent_start = token.i in starts
         joined.append(Example(bare_doc(gold), gold))
     return joined
-
-
-def groups(sentences: Sequence[Example], words: int) -> Iterator[list[Example]]:
-    group: list[Example] = []
-    for eg in sentences:
-        if group and sum(len(own.reference) for own in group) + len(eg.reference) > words:
-            yield group
-            group = []
-        group.append(eg)
-    if group:
-        yield group
 
 
 if __name__ == "__main__":

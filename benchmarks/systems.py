@@ -1,7 +1,7 @@
 """Systems that are no spaCy pipelines: from words to label lists, length-sorted, with padding."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ class HuggingFace:
         lengths = [len(ids) for ids in encoded["input_ids"]]
         order = sorted(range(len(prepared)), key=lambda i: lengths[i])
         labels: list[list[str]] = [[] for _ in prepared]
-        for batch in self._batches(order, prepared):
+        for batch in train_plain.by_words(order, prepared, self.batch_words):
             width = lengths[batch[-1]]
             ids = np.full((len(batch), width), self.tokenizer.pad_token_id, dtype=np.int64)
             mask = np.zeros((len(batch), width), dtype=np.int64)
@@ -68,18 +68,6 @@ class HuggingFace:
                     previous = word
                 labels[i] = own
         return labels
-
-    def _batches(self, order: list[int], sentences: list[list[str]]) -> Iterator[list[int]]:
-        batch: list[int] = []
-        words = 0
-        for i in order:
-            if batch and words + len(sentences[i]) > self.batch_words:
-                yield batch
-                batch, words = [], 0
-            batch.append(i)
-            words += len(sentences[i])
-        if batch:
-            yield batch
 
     def annotated(self, docs: Sequence[Doc], predictions: list[list[str]]) -> list[Doc]:
         write = self.annotation.write

@@ -5,7 +5,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from functools import partial
 from importlib.metadata import version
 from itertools import chain, pairwise
@@ -430,8 +430,10 @@ def shuffled_batches(
     return batches
 
 
-def by_words(order: Iterable[int], docs: Sequence[Doc], max_words: int) -> Iterator[list[int]]:
-    """Cut an order of Docs into groups of at most `max_words` words, or of one longer Doc."""
+def by_words(order: Iterable[int], docs: Sequence[Sized], max_words: int) -> Iterator[list[int]]:
+    """Cut an order of Docs (or lists of words) into groups of at most `max_words` words, or of one
+    that is longer.
+    """
     group: list[int] = []
     words = 0
     for i in order:

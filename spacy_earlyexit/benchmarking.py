@@ -31,7 +31,6 @@ from spacy.training import Corpus, Example
 from tqdm import tqdm
 
 from .evaluation import bare_doc, cpu_name, depth_scores, find_transformer
-from .extensions import install_extensions
 
 FORMAT = "spacy-earlyexit.benchmark.v1"
 SPACY_SYSTEM = "spacy_earlyexit.benchmarking:SpacySystem"
@@ -110,14 +109,7 @@ class SpacySystem:
         transformer.precision = precision
 
     def prepare(self, docs: Sequence[Doc]) -> list[Doc]:
-        return [
-            Doc(
-                self.nlp.vocab,
-                words=[token.text for token in doc],
-                spaces=[bool(token.whitespace_) for token in doc],
-            )
-            for doc in docs
-        ]
+        return [bare_doc(doc, sentences=False, vocab=self.nlp.vocab) for doc in docs]
 
     def run(self, prepared: list[Doc]) -> list[Doc]:
         if self.batch_sizes and self.batch_size is None and len(prepared) > 1:
@@ -142,7 +134,6 @@ def _serve(connection: Connection, row: Row, limit: int, threads: int) -> None:
     try:
         torch.set_num_threads(threads)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        install_extensions()
         module, _, name = row.kind.partition(":")
         system: System = getattr(importlib.import_module(module), name)(**row.settings)
         examples = list(Corpus(row.test, gold_preproc=True, limit=limit)(spacy.blank("xx")))

@@ -14,6 +14,7 @@ import torch
 from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Corpus, Example
+from spacy.vocab import Vocab
 from tqdm import tqdm
 
 from .errors import Errors
@@ -86,14 +87,15 @@ def depth_scores(examples: Sequence[Example]) -> dict[str, float]:
     }
 
 
-def bare_doc(doc: Doc, *, sentences: bool = True) -> Doc:
+def bare_doc(doc: Doc, *, sentences: bool = True, vocab: Vocab | None = None) -> Doc:
     """The tokens of a Doc with nothing on them.
 
     sentences (bool): Keep sentence boundaries, if there are any.
+    vocab (Optional[Vocab]): That of the new Doc; None: that of the old one.
     """
     starts: list[bool | int | None] = [token.is_sent_start for token in doc] if sentences else []
     return Doc(
-        doc.vocab,
+        vocab or doc.vocab,
         words=[token.text for token in doc],
         spaces=[bool(token.whitespace_) for token in doc],
         sent_starts=starts if any(s is not None for s in starts) else None,
