@@ -16,7 +16,7 @@ from wasabi import msg
 from spacy_earlyexit import architectures
 from spacy_earlyexit.architectures import module_of
 from spacy_earlyexit.cli.tables import print_table
-from spacy_earlyexit.encoders.int8 import CHUNK, Int8Linear
+from spacy_earlyexit.encoders.int8 import CHUNK, Int8Linear, Int8Product
 from spacy_earlyexit.engine import run
 from spacy_earlyexit.evaluation import bare_doc, find_transformer
 
@@ -46,7 +46,8 @@ def kinds_cli(threads: Threads = 0) -> None:
     inner, outer = nn.Linear(HIDDEN, INNER), nn.Linear(INNER, HIDDEN)
     inner8, outer8 = Int8Linear(inner), Int8Linear(outer)
     half = nn.Linear(HIDDEN, INNER).to(torch.bfloat16)
-    bare = torch.randint(-127, 128, (HIDDEN, INNER), dtype=torch.int8)
+    bare = torch.randint(-63, 64, (INNER, HIDDEN), dtype=torch.int8)
+    product = Int8Product(bare, torch.ones(INNER))
     rows = []
     for n in ROWS:
         x = torch.randn(n, HIDDEN)
@@ -56,13 +57,21 @@ def kinds_cli(threads: Threads = 0) -> None:
         times = [
             best(inner, x),
             best(half, half_x),
-            best(torch._int_mm, whole, bare),
+            best(product, whole),
+            best(torch._int_mm, whole, bare.T),
             best(inner8, x),
         ]
         rows.append((f"{n:,}", *(f"{operations / t:.0f}" for t in times)))
     msg.divider(f"GFLOP/s of {HIDDEN} by {INNER}, {torch.get_num_threads()} threads")
-    header = ["rows", "float32", "bfloat16", "int8 alone", "int8 from and to float32"]
-    print_table(rows, header, "rrrrr")
+    header = [
+        "rows",
+        "float32",
+        "bfloat16",
+        "int8 alone",
+        "torch._int_mm",
+        "int8 from and to float32",
+    ]
+    print_table(rows, header, "rrrrrr")
 
     def float32(x: torch.Tensor) -> torch.Tensor:
         return outer(torch.nn.functional.gelu(inner(x)))

@@ -183,10 +183,18 @@ class Errors:
         'precision = "int8" runs on the CPU only, but the weights are on {device}. Set `precision` '
         'in [components.transformer] to "float32", or load the pipeline without the GPU.'
     )
+    E050 = (
+        'precision = "int8" needs a torch whose oneDNN multiplies int8 matrices exactly, which '
+        'this one does not. Set `precision` in [components.transformer] to "float32".'
+    )
 
 
 class Warnings:
     W001 = (
         "The extension '{attr}' already belongs to something else and is left alone; "
         "the exit layers are then only to be had from {where}."
+    )
+    W002 = (
+        "This processor has no bfloat16 products, so `mixed_precision` in "
+        "[components.{name}.model] makes training many times slower. Set it to false."
     )

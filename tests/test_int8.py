@@ -8,7 +8,8 @@ from conftest import SHARED, make_examples, make_nlp
 from torch import nn
 
 from spacy_earlyexit.criteria import TokenExit
-from spacy_earlyexit.encoders.int8 import CHUNK, Int8Linear
+from spacy_earlyexit.encoders import int8
+from spacy_earlyexit.encoders.int8 import CHUNK, Int8Linear, Int8Product, most_weight
 
 TEXTS = ["Anna Smith lives in New York .", "Berlin is nice", "Bob met Anna in Paris and Berlin"]
 
@@ -31,6 +32,28 @@ def test_linear_is_close(n_rows, bias):
     # relative to the size of each row: a row has a scale of its own
     size = (exact - (linear.bias if bias else 0.0)).norm(dim=1).clamp(min=1e-6)
     assert ((found - exact).norm(dim=1) < 0.02 * size + 1e-6).all()
+
+
+def test_products_are_exact():
+    """The processor that tests run on may add in 16 bits; then weights have 7 bits."""
+    most = most_weight()
+    weight = torch.randint(-int(most), int(most) + 1, (96, 384), dtype=torch.int8)
+    weight[0], weight[1] = most, -most
+    rows = torch.randint(-127, 128, (CHUNK, 384), dtype=torch.int8)
+    rows[0], rows[1] = 127, -127
+    found = Int8Product(weight, torch.ones(96))(rows)
+    np.testing.assert_array_equal(found, rows.numpy().astype(int) @ weight.numpy().T.astype(int))
+
+
+def test_torch_without_int8_products(nlp, monkeypatch):
+    monkeypatch.setattr(int8, "Int8Product", lambda *args: torch.ops.onednn.no_such_thing)
+    most_weight.cache_clear()
+    try:
+        with pytest.raises(ValueError, match=r'`precision`.*"float32"'):
+            nlp.get_pipe("transformer").precision = "int8"
+            nlp("Anna")
+    finally:
+        most_weight.cache_clear()
 
 
 def test_columns_have_scales_of_their_own():
