@@ -1,6 +1,7 @@
 """The shim between thinc and the torch module: its bytes and its optimiser steps."""
 
 import copy
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -14,7 +15,7 @@ from torch import nn
 
 from .encoders import Encoder, EncoderConfig, quantize
 from .engine import MultiExitModule
-from .errors import Errors
+from .errors import Errors, Warnings
 from .offramps import OffRamps
 
 
@@ -69,6 +70,15 @@ class MultiExitShim(PyTorchShim):
                 raise ValueError(Errors.E049.format(device=device))
             self._int8 = MultiExitModule(quantize(self._model.encoder), self._model.offramps).eval()
         return self._int8
+
+    def warn_if_slow(self, name: str) -> None:
+        """Warn where `mixed_precision` is on and the processor would only imitate bfloat16.
+
+        name (str): The component's.
+        """
+        if self.mixed_precision and get_torch_default_device().type == "cpu":
+            if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+                warnings.warn(Warnings.W002.format(name=name), stacklevel=2)
 
     def __getstate__(self) -> dict[str, Any]:
         # Optimisers can't be pickled, nor does a copy for another process need them. int8 weights

@@ -1,6 +1,7 @@
 """The shim's optimiser steps."""
 
 import gc
+import warnings
 
 import pytest
 import torch
@@ -86,3 +87,15 @@ def test_mixed_precision_is_for_training_only(encoder):
         for n in (exact, mixed)
     ]
     assert torch.cosine_similarity(*gradients, dim=0) > 0.9
+
+
+@pytest.mark.parametrize("supported", [False, True])
+def test_warns_of_processors_that_imitate_bfloat16(encoder, monkeypatch, supported):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: supported)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make_nlp(encoder, model={"mixed_precision": True})
+        make_nlp(encoder)
+    found = [str(w.message) for w in caught if "mixed_precision" in str(w.message)]
+    assert len(found) == (0 if supported else 1), found
+    assert supported or "[components.transformer.model]" in found[0]

@@ -463,6 +463,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
                 for name, task in self._task_objects().items()
             }
             self.model.initialize()
+        self.model.shims[0].warn_if_slow(self.name)  # type: ignore[attr-defined]
         self.resolve(self._exit)
         self._check_consumers()
         self._set_widths()
