@@ -16,7 +16,8 @@ from wasabi import msg
 from spacy_earlyexit import architectures
 from spacy_earlyexit.architectures import module_of
 from spacy_earlyexit.cli.tables import print_table
-from spacy_earlyexit.encoders.int8 import CHUNK, Int8Linear, Int8Product
+from spacy_earlyexit.encoders.int8 import Int8Linear, Int8Product
+from spacy_earlyexit.encoders.layers import CHUNK
 from spacy_earlyexit.engine import run
 from spacy_earlyexit.evaluation import bare_doc, find_transformer
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from reference import given_rule, run_unit, sentence_rule, token_rule
 
 from spacy_earlyexit.criteria import UNIT_GAP, FixedExit, SentenceExit, TokenExit, window_max
-from spacy_earlyexit.encoders import Encoder, EncoderConfig
+from spacy_earlyexit.encoders import Encoder, EncoderConfig, layers
 from spacy_earlyexit.engine import MultiExitModule, Rules, full_depth_macs, layer_macs, run
 from spacy_earlyexit.offramps import IGNORE, OffRamps, joint_loss, uncertainty
 from spacy_earlyexit.pieces import Pieces
@@ -51,6 +51,14 @@ every_kind = pytest.mark.parametrize(
 )
 CLASSES = {"ner": ["O", "B-X", "I-X"], "pos": ["A", "B", "C", "D"]}
 TASKS = list(CLASSES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_chunks():
+    """Rows that go through a layer in chunks need not be many here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layers, "CHUNK", 5)
+        yield
 
 
 def make_module(seed=0, config=CONFIG, context=0):
@@ -284,8 +292,9 @@ def test_result_does_not_depend_on_the_batch(config):
 
 
 @every_kind
-def test_finished_units_and_halted_rows_are_not_computed(config):
+def test_finished_units_and_halted_rows_are_not_computed(config, monkeypatch):
     """What is thrown away is never multiplied: rows that go into each feed-forward."""
+    monkeypatch.setattr(layers, "CHUNK", 100)
     module, pieces = make_module(config=config), make_pieces([2, 6, 4])
     seen = []
     for layer in module.encoder.layers:

@@ -9,7 +9,8 @@ from torch import nn
 
 from spacy_earlyexit.criteria import TokenExit
 from spacy_earlyexit.encoders import int8
-from spacy_earlyexit.encoders.int8 import CHUNK, Int8Linear, Int8Product, most_weight
+from spacy_earlyexit.encoders.int8 import Int8Linear, Int8Product, most_weight
+from spacy_earlyexit.encoders.layers import CHUNK
 
 TEXTS = ["Anna Smith lives in New York .", "Berlin is nice", "Bob met Anna in Paris and Berlin"]
 

@@ -4,8 +4,7 @@ Weights have one scale per output column, activations one per row, taken from th
 (dynamic quantisation). So a row's result does not depend on what else is in the batch. Sums are
 exact; norms, softmax and off-ramps stay in float32.
 
-Rows go through in chunks of a few hundred: what stands between two products then stays in the
-processor's cache, and the products come in few different shapes, whose kernels are kept.
+Rows go through in chunks, so that products come in few different shapes, whose kernels are kept.
 """
 
 import copy
@@ -16,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import Errors
-from .layers import Encoder, EncoderLayer
+from .layers import CHUNK, Encoder, EncoderLayer
 
-CHUNK = 512  # rows
 _MOST = 127.0  # largest activation; -128 is left out, so that the range is symmetric
 _MIDDLE = 128  # activations are stored without a sign, which is what processors multiply
 
@@ -105,11 +103,6 @@ class Int8Layer(EncoderLayer):
         for name, part in layer.named_children():
             setattr(self, name, Int8Linear(part) if isinstance(part, nn.Linear) else part)
         self.eval()
-
-    def _feed_forward(self, rows: Tensor) -> Tensor:
-        forward = super()._feed_forward
-        chunks = [forward(chunk) for chunk in rows.split(CHUNK)]
-        return torch.cat(chunks) if len(chunks) != 1 else chunks[0]
 
 
 def quantize(encoder: Encoder) -> Encoder:

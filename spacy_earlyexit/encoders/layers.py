@@ -8,6 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+# Rows that go through a layer's row-wise parts at a time, on a CPU: what stands between two
+# products then stays in its cache.
+CHUNK = 512
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
@@ -142,6 +146,12 @@ class EncoderLayer(nn.Module):
         attended (Tensor): The mixed values for these rows, shape (n_active, hidden).
         RETURNS (Tensor): The rows that `last_norm` takes, shape (n_active, hidden).
         """
+        if self.training or len(rows) <= CHUNK or rows.device.type != "cpu":
+            return self._finish(rows, attended)
+        chunks = zip(rows.split(CHUNK), attended.split(CHUNK), strict=True)
+        return torch.cat([self._finish(*chunk) for chunk in chunks])
+
+    def _finish(self, rows: Tensor, attended: Tensor) -> Tensor:
         rows = rows + self.output_dropout(self.output(attended))
         if self.pre_norm:
             return rows + self._feed_forward(self.norm(rows))
