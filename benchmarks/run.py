@@ -9,6 +9,7 @@ import spacy
 import srsly
 import torch
 import typer
+from comparisons import comparisons
 from spacy.cli.init_config import init_config
 from spacy.cli.train import train as spacy_train
 from systems import train_plain
@@ -16,6 +17,7 @@ from wasabi import msg
 
 from spacy_earlyexit.benchmarking import Row, benchmark, table
 from spacy_earlyexit.cli.benchmark import print_results
+from spacy_earlyexit.cli.tables import print_table
 from spacy_earlyexit.files import write_bytes, write_json
 
 ROOT = Path(__file__).parent.parent
@@ -150,6 +152,8 @@ def run_cli(
         rows, repeats=1 if quick else repeats, limit=32 if quick else 0, threads=threads
     )
     print_results(results)
+    columns, rows_of_text = comparisons(results)
+    print_table([tuple(row) for row in rows_of_text], columns, "llrrl")
     write_json(output, results)
     write_bytes(output.with_suffix(".md"), markdown(results).encode())
     plot(results, output.with_suffix(".svg"))
@@ -198,15 +202,21 @@ def plan_rows(plan: dict[str, Any], corpus: str) -> list[Row]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    columns, rows = table(results)
+    """RETURNS (str): The header, the rows, and what they say against each other."""
     machine = results["machine"]
     head = (
         f"{machine['cpu']}, {results['threads']} threads, torch {results['versions']['torch']}, "
         f"{results['date']}, commit {results['commit']}; medians of {results['repeats']} rounds "
         "(least and greatest in brackets)."
     )
-    lines = [columns, ["---"] * 3 + ["---:"] * (len(columns) - 3), *rows]
-    return head + "\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    versus = "Early exit: the fastest of ours that loses 1.0 of the score at most."
+    return "\n\n".join([head, _table(*table(results), 3), versus, _table(*comparisons(results), 2)])
+
+
+def _table(columns: list[str], rows: list[list[str]], n_left: int) -> str:
+    """n_left (int): Columns of words, the others are of numbers."""
+    lines = [columns, ["---"] * n_left + ["---:"] * (len(columns) - n_left), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def plot(results: dict[str, Any], path: Path) -> None:

@@ -15,6 +15,7 @@ from spacy_earlyexit.benchmarking import LATENCY_WORDS, Row, benchmark, table
 from spacy_earlyexit.criteria import TokenExit
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import comparisons
 import documents
 import run as script
 import systems
@@ -130,8 +131,8 @@ def test_plan_is_complete_and_leaves_out_what_is_not_trained(tmp_path, monkeypat
     (tmp_path / "training" / "benchmarks" / "wnut17" / "plain").mkdir(parents=True)
     (tmp_path / "training" / "wnut17" / "self_sampling" / "calibrated").mkdir(parents=True)
     rows = script.plan_rows(plan, "wnut17")
-    assert [row.system for row in rows] == ["Hugging Face", *["ONNX Runtime"] * 2, *["ours"] * 8]
-    assert rows[-1].setting == "4x int8" and rows[-1].baseline == "ours, full int8"
+    assert [row.system for row in rows] == ["Hugging Face", *["ONNX Runtime"] * 2, *["ours"] * 10]
+    assert rows[-1].setting == "sentence-3x int8" and rows[-1].baseline == "ours, full int8"
     assert "benchmarks/wnut17/cut-3 is missing" in " ".join(capsys.readouterr().out.split())
 
 
@@ -149,8 +150,40 @@ def test_table_and_picture_of_results(tmp_path):
     }
     text = script.markdown(results)
     assert "| c | ours | 3x float32 | 50.00 |  | 1,234 (1,000–1,300) |" in text
+    assert "| corpus | what | wanted |" in text
     script.plot(results, tmp_path / "p.svg")
     assert (tmp_path / "p.svg").read_text().count("<svg") == 1
+
+
+def test_comparisons_take_the_fastest_that_loses_little():
+    def row(system, setting, score, words, **more):
+        base = {"system": system, "setting": setting, "corpus": "c", "score": score}
+        base |= {"words_per_second": words, "peak_mb": 100.0, "latency_ms": 1e4 / words}
+        return base | {"mac_speedup": 2.0, "wall_speedup": 1.0, **more}
+
+    rows = [
+        row("spacy-transformers", "", 0.5, 100.0),
+        row("Hugging Face", "", 0.5, 200.0),
+        row("encoder cut to 6 layers", "", 0.4, 400.0),
+        row("ours", "full float32", 0.5, 250.0),
+        row("ours", "2x float32", 0.5, 300.0),
+        row("ours", "3x float32", 0.495, 550.0),
+        row("ours", "4x float32", 0.48, 800.0),
+        row("ours", "3x int8", 0.52, 1500.0, latency_ms=None),
+    ]
+    _, lines = comparisons.comparisons({"rows": rows})
+    found = {what: (value, fine) for _, what, _, value, fine in lines}
+    assert found["words/s, full depth to spacy-transformers"] == ("2.50×", "yes")
+    early = "words/s, early exit in float32 (3x float32) to spacy-transformers"
+    assert found[early] == ("5.50×", "no")
+    early = "words/s, early exit in int8 (3x int8) to spacy-transformers"
+    assert found[early] == ("15.00×", "yes")
+    assert found["latency, early exit (3x float32) to spacy-transformers"] == ("0.18×", "yes")
+    assert found["wall-clock to MAC speed-up at 2x"] == ("0.50", "no")
+    assert not any("ONNX" in what for what in found), "it is not there"
+    at_2x = "score at 2x less that of a cut encoder of the same speed"
+    assert found[at_2x] == ("+5.00", "yes"), "half way between 50 and 40"
+    assert comparisons.comparisons({"rows": rows[:3]})[1] == []
 
 
 @pytest.mark.slow
