@@ -16,7 +16,7 @@ from tqdm import tqdm
 from .architectures import module_of
 from .criteria import SCHEDULES, ExitCriterion, SentenceExit, TokenExit
 from .errors import Errors
-from .evaluation import component_scores, depth_scores, fresh_docs
+from .evaluation import component_scores, count_hits, depth_scores, fresh_docs, standard_error
 from .pieces import Pieces
 from .recording import Recording
 
@@ -38,6 +38,7 @@ class Measurement:
     speedup (float): MACs at full depth / MACs spent, over the corpus.
     mean_depth (float): Mean exit layer of the words.
     scores (Dict[str, float]): The components' scores, such as {"ents_f": 0.9}.
+    hits (Dict[str, ndarray]): Of count_hits, shape (n_docs, 3) each; empty if they are not counted.
     """
 
     criterion: ExitCriterion | None
@@ -45,6 +46,7 @@ class Measurement:
     speedup: float
     mean_depth: float
     scores: dict[str, float] = field(default_factory=dict)
+    hits: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     def to_point(self) -> dict[str, Any]:
         """RETURNS (Dict[str, Any]): An operating point as the pipeline keeps it."""
@@ -59,11 +61,15 @@ class Measurement:
 class Probe:
     """Runs a transformer and the components behind it on examples, under any criterion."""
 
-    def __init__(self, transformer: "EarlyExitTransformer", examples: Sequence[Example]):
+    def __init__(
+        self, transformer: "EarlyExitTransformer", examples: Sequence[Example], hits: bool = False
+    ):
         """transformer (EarlyExitTransformer): In its pipeline.
         examples (Sequence[Example]): Their predicted Docs give tokens, see fresh_docs.
+        hits (bool): Count them, in every run.
         """
         self.transformer = transformer
+        self.hits = hits
         self.references = [eg.reference for eg in examples]
         self.docs = fresh_docs(transformer, examples)
         self.pieces: Pieces | None = None
@@ -134,6 +140,7 @@ class Probe:
             speedup=float(output.macs_full.sum() / output.macs.sum()),
             mean_depth=float(output.exit_layer[output.pieces.owned].mean()),
             scores=scores,
+            hits=count_hits(scored) if self.hits else {},
         )
         self.runs.append(measured)
         return measured
@@ -272,7 +279,8 @@ class Search:
     sentence (bool): Sentence exit, not token exit.
     prefix (str): Put before the points' names.
     temperatures (bool): Fit them; else they stay as they are.
-    finalists (int): Candidates that are run for each target, of different windows first.
+    finalists (int): Candidates that are run for each target, of different windows first. If there
+        are two or more, the largest window is among them.
     """
 
     speedups: Sequence[float] = (2.0, 3.0, 4.0)
@@ -344,7 +352,7 @@ def calibrate(
 
     One pass records the scores of all layers. On it every candidate (a window and a schedule) is
     replayed at many thresholds. For each target, the most promising are run for real, at
-    thresholds around it; the real dev score decides.
+    thresholds around it; the real dev score decides, and where it can't, the larger window.
 
     transformer (EarlyExitTransformer): In its pipeline. It gets the temperatures, not the points.
     examples (Sequence[Example]): Dev data.
@@ -352,7 +360,7 @@ def calibrate(
     RETURNS (Calibration): Points and runs.
     RAISES (ValueError): If there is nothing to score by.
     """
-    probe = Probe(transformer, examples)
+    probe = Probe(transformer, examples, hits=True)
     with tqdm(total=1, desc="full depth", unit="target", disable=None, leave=False) as bar:
         recording, full = probe.record()
         if not full.scores:
@@ -395,8 +403,7 @@ def calibrate(
         at = [run for run in fast if abs(run.speedup / speedup - 1) <= TOLERANCE]
         over = [run for run in fast if run.speedup > speedup]
         if at or over:  # words leave in steps: what is a little faster may be as near as it gets
-            best = max(at, key=_score) if at else min(over, key=_speedup)
-            points[search.speed_point(speedup)] = best
+            points[search.speed_point(speedup)] = _choose(at) if at else min(over, key=_speedup)
     for loss in search.max_losses:
         enough = [run for run in fast if run.score >= full.score - loss]
         if enough:
@@ -409,13 +416,38 @@ def calibrate(
 
 def _of_each_window(ranked: Sequence[Candidate]) -> list[Candidate]:
     """The best candidate of each window first, then the others. Replays rank schedules well, but
-    small windows too high: what halted neighbours do to a word is not in a recording.
+    small windows too high: what halted neighbours do to a word is not in a recording. So the
+    largest window, which _choose prefers, comes second at the latest.
     """
     first: dict[int | None, Candidate] = {}
     for candidate in ranked:
         first.setdefault(candidate.window, candidate)
     best = list(first.values())
-    return best + [candidate for candidate in ranked if candidate not in best]
+    largest = max(best, key=lambda candidate: candidate.window or 0)
+    return list(dict.fromkeys([best[0], largest, *best, *ranked]))
+
+
+def _choose(runs: Sequence[Measurement]) -> Measurement:
+    """Of the runs that dev can't tell from the best one, that with the largest window: small ones
+    carry over worse to other text. This is the one-standard-error rule (Breiman et al. 1984;
+    Hastie et al. 2009, section 7.10), with the error of the difference, since all runs are over
+    the same documents. Where no error is known (see standard_error), the best score.
+
+    runs (Sequence[Measurement]): Runs of about the same speed-up, with their hits.
+    RETURNS (Measurement): One of them.
+    """
+    best = max(runs, key=_score)
+    alike = [
+        run
+        for run in runs
+        if best.score - run.score <= standard_error(best.hits, run.hits, best.scores)
+    ]
+    return max(alike, key=lambda run: (_window(run), run.score))
+
+
+def _window(run: Measurement) -> float:
+    """Of token exit; a whole sentence is the largest window there is."""
+    return run.criterion.window if isinstance(run.criterion, TokenExit) else math.inf
 
 
 def _score(run: Measurement) -> float:

@@ -3,7 +3,7 @@
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -257,6 +257,34 @@ def paired_losses(
         interval.
     """
     losses: dict[str, list[float]] = {}
+    for key, (loss, resampled) in _resampled_losses(base, other, scores).items():
+        ends = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+        losses[key] = [loss, *ends.tolist()]
+    return losses
+
+
+def standard_error(
+    base: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], scores: Collection[str]
+) -> float:
+    """How far chance alone moves what another setting loses in the mean of the scores: the standard
+    deviation over the resamples of paired_losses (Efron and Tibshirani 1993, chapter 6).
+
+    base, other (Mapping[str, ndarray]): Of count_hits.
+    scores (Collection[str]): Which scores. Of what count_hits does not know no error is known, and
+        none is assumed.
+    RETURNS (float): The standard error; 0 if count_hits knows none of the scores.
+    """
+    losses = [resampled for _, resampled in _resampled_losses(base, other, scores).values()]
+    return float(np.std(np.sum(losses, axis=0))) / len(scores) if losses else 0.0
+
+
+def _resampled_losses(
+    base: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], scores: Iterable[str]
+) -> dict[str, tuple[float, np.ndarray]]:
+    """RETURNS (Dict[str, Tuple[float, ndarray]]): Per score that count_hits knows the loss, and
+    that on each resample, shape (RESAMPLES,); a resample has the same documents for all scores.
+    """
+    losses: dict[str, tuple[float, np.ndarray]] = {}
     for key in (key for key in scores if key in base):
         n_docs = len(base[key])
         draws = np.random.default_rng(0).multinomial(n_docs, [1 / n_docs] * n_docs, RESAMPLES)
@@ -266,8 +294,7 @@ def paired_losses(
             hits, predicted, gold = (draws @ counts).T
             of_each.append(2 * hits / np.maximum(predicted + gold, 1))
         loss = of_each[0] - of_each[1]
-        ends = np.quantile(loss[1:], [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-        losses[key] = [float(loss[0]), *ends.tolist()]
+        losses[key] = float(loss[0]), loss[1:]
     return losses
 
 

@@ -65,7 +65,11 @@ def calibrate_cli(
         ),
     ] = None,
     finalists: Annotated[
-        int, typer.Option(help="Candidates that are run for each point", min=1)
+        int,
+        typer.Option(
+            help="Candidates that are run for each point; from 2 on one has the largest window",
+            min=1,
+        ),
     ] = 3,
     gold_preproc: GoldPreproc = False,
     limit: Limit = 0,
@@ -75,8 +79,9 @@ def calibrate_cli(
     code_path: CodePath = None,
 ) -> None:
     """Find operating points of a trained pipeline on dev data: for each speed-up the setting with
-    the best score, and the fastest that lose no more than allowed. They are saved with a copy of
-    the pipeline, with the temperatures that are fitted first.
+    the best score, or the largest window that dev can't tell from it, and the fastest that lose no
+    more than allowed. They are saved with a copy of the pipeline, with the temperatures that are
+    fitted first.
     """
     from spacy.cli._util import import_code, setup_gpu
 
@@ -222,6 +227,7 @@ def print_calibration(found: "Calibration", transformer: "EarlyExitTransformer")
     print_table(rows, header, "l" + "r" * (len(scores) + 3) + "l")
     for name, reason in found.missed.items():
         msg.warn(f"No point {name}: {reason}")
+    msg.text("For a speed-up: the largest window within one standard error of the best score")
     msg.text(
         f"{len(found.runs)} runs; temperatures: {format_temperatures(transformer.temperatures)}"
     )
