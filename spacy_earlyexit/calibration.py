@@ -273,7 +273,7 @@ class Search:
     """What operating points are looked for, and among what.
 
     speedups (Sequence[float]): MAC speed-ups.
-    max_losses (Sequence[float]): How far the dev score may be below that of full depth.
+    max_losses (Sequence[float]): How far each dev score may be below that of full depth.
     windows (Sequence[int]): Windows of token exit.
     schedules (Sequence[str]): Out of SCHEDULES.
     sentence (bool): Sentence exit, not token exit.
@@ -394,7 +394,8 @@ def calibrate(
             promised = {c: curves[c].fastest(at_full - loss) for c in curves}
             ranked = sorted(promised, key=lambda c: promised[c], reverse=True)
             for candidate in _of_each_window(ranked)[: search.finalists]:
-                _push(sweeps[candidate], curves[candidate], promised[candidate], full.score - loss)
+                fine = partial(_loses_at_most, loss, full)
+                _push(sweeps[candidate], curves[candidate], promised[candidate], fine)
             bar.update()
     # Every run counts, whatever it was made for.
     fast = [run for run in probe.runs if run.speedup > 1]
@@ -405,7 +406,7 @@ def calibrate(
         if at or over:  # words leave in steps: what is a little faster may be as near as it gets
             points[search.speed_point(speedup)] = _choose(at) if at else min(over, key=_speedup)
     for loss in search.max_losses:
-        enough = [run for run in fast if run.score >= full.score - loss]
+        enough = [run for run in fast if _loses_at_most(loss, full, run)]
         if enough:
             points[search.loss_point(loss)] = max(enough, key=_speedup)
         else:
@@ -458,15 +459,29 @@ def _speedup(run: Measurement) -> float:
     return run.speedup
 
 
-def _push(sweep: Sweep, curve: Curve, promised: float, floor: float, max_runs: int = 4) -> None:
-    """Run a candidate ever faster while its score stays at a floor or above, else slower.
+def _loses_at_most(loss: float, full: Measurement, run: Measurement) -> bool:
+    """Whether no score of a run is further below full depth. Their mean would not do: what a noisy
+    score seems to gain would make up for what a steady one loses.
+    """
+    return all(run.scores[key] >= value - loss for key, value in full.scores.items())
+
+
+def _push(
+    sweep: Sweep,
+    curve: Curve,
+    promised: float,
+    fine: Callable[[Measurement], bool],
+    max_runs: int = 4,
+) -> None:
+    """Run a candidate ever faster while its runs are good enough, else slower.
 
     promised (float): The speed-up to begin with.
+    fine (Callable): Whether a run is good enough.
     """
     for _ in range(max_runs):
         runs = sweep.seen.values()
-        low = max([1.0, *(m.speedup for m in runs if m.score >= floor)])
-        high = min([math.inf, *(m.speedup for m in runs if m.score < floor and m.speedup > low)])
+        low = max([1.0, *(m.speedup for m in runs if fine(m))])
+        high = min([math.inf, *(m.speedup for m in runs if not fine(m) and m.speedup > low)])
         if high / low < 1.02:
             break
         if low < promised < high and not any(m.speedup == low for m in runs):

@@ -152,8 +152,8 @@ class Errors:
         "scored. Annotate them, or enable the components that they are annotated for."
     )
     E041 = (
-        "No run that was faster than full depth stayed within {loss:g} of its dev score "
-        "({score:.4f}). Allow a larger --max-loss."
+        "No run that was faster than full depth stayed within {loss:g} of each of its dev scores "
+        "(their mean: {score:.4f}). Allow a larger --max-loss."
     )
     E042 = "There are no words to evaluate on in {path}."
     E043 = (

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,6 +123,15 @@ def test_a_loss_is_the_fastest_run(calibrated):
         assert found.points["lossless"].speedup == max(run.speedup for run in fine)
     else:
         assert "lossless" in found.missed
+
+
+def test_no_score_may_lose_for_another():
+    full = Measurement(None, 0.85, 1.0, 4.0, {"ents_f": 0.8, "tag_acc": 0.9})
+    better_on_average = replace(full, score=0.86, scores={"ents_f": 0.85, "tag_acc": 0.87})
+    assert not module._loses_at_most(0.0, full, better_on_average)
+    assert not module._loses_at_most(0.02, full, better_on_average)
+    assert module._loses_at_most(0.04, full, better_on_average)
+    assert module._loses_at_most(0.0, full, full)
 
 
 def a_run(window, missed, *, tags_missed=(), others=None):

@@ -34,8 +34,8 @@ def calibrate_cli(
     max_loss: Annotated[
         str,
         typer.Option(
-            help="Losses of dev score that are allowed, with commas (0.01: one point of 100): "
-            "points within-0.01 …, the fastest that lose no more"
+            help="Losses of each dev score that are allowed, with commas (0.01: one point of "
+            "100): points within-0.01 …, the fastest that lose no more"
         ),
     ] = "",
     lossless: Annotated[
