@@ -64,6 +64,7 @@ def train_cli(
                     train_plain.read_docs(data / "dev.spacy"),
                     encoder,
                     task=task,
+                    test=train_plain.read_docs(data / "test.spacy"),
                     epochs=100,
                     batch_words=400,
                     learn_rate=learn_rate,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import spacy
 import srsly
 import typer
-from report import markdown_table, number, percent
+from report import markdown_table, number, percent, replace_block
 from spacy.cli.train import train
 from spacy.training import Corpus
 from wasabi import msg
@@ -18,7 +18,7 @@ from wasabi import table as text_table
 from spacy_earlyexit.architectures import module_of
 from spacy_earlyexit.calibration import Probe, Search, calibrate
 from spacy_earlyexit.evaluation import find_transformer
-from spacy_earlyexit.files import write_bytes, write_json
+from spacy_earlyexit.files import write_json
 from spacy_earlyexit.recording import label_score
 
 ROOT = Path(__file__).parent.parent
@@ -145,13 +145,7 @@ def table_cli(
     header, rows = table([srsly.read_json(path) for path in sorted(results.glob("*.json"))])
     print(text_table(rows, header=header, divider=True, max_col=60))
     if page:
-        begin, end = "<!-- experiments: begin -->", "<!-- experiments: end -->"
-        text = page.read_text(encoding="utf8")
-        if begin not in text or end not in text:
-            msg.fail(f"{page} has no lines '{begin}' and '{end}'", exits=1)
-        before, after = text.split(begin)[0], text.split(end)[1]
-        content = f"{before}{begin}\n{markdown_table(header, rows)}\n{end}{after}"
-        write_bytes(page, content.encode())
+        replace_block(page, "experiments", markdown_table(header, rows))
 
 
 def table(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -48,14 +48,8 @@ def report_cli(
     print(text_table(rows, header=header, divider=True, aligns=aligns, max_col=60))
     print("\n".join(notes))
     if readme:
-        begin, end = f"<!-- results {name}: begin -->", f"<!-- results {name}: end -->"
-        text = readme.read_text(encoding="utf8")
-        if begin not in text or end not in text:
-            msg.fail(f"{readme} has no lines '{begin}' and '{end}'", exits=1)
-        before, rest = text.split(begin, 1)
-        after = rest.split(end, 1)[1]
         content = "\n\n".join([markdown_table(header, rows), *notes])
-        write_bytes(readme, f"{before}{begin}\n{content}\n{end}{after}".encode())
+        replace_block(readme, f"results {name}", content)
         msg.good(f"Updated {readme}")
 
 
@@ -122,6 +116,17 @@ def report(figures: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]
             f"{own['machine']['cpu']}, torch {own['versions']['torch']}."
         )
     return header, rows, sorted(notes)
+
+
+def replace_block(page: Path, name: str, content: str) -> None:
+    """Put content between the lines `<!-- NAME: begin -->` and `<!-- NAME: end -->` of a page."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    text = page.read_text(encoding="utf8")
+    if begin not in text or end not in text:
+        msg.fail(f"{page} has no lines '{begin}' and '{end}'", exits=1)
+    before, rest = text.split(begin, 1)
+    after = rest.split(end, 1)[1]
+    write_bytes(page, f"{before}{begin}\n{content}\n{end}{after}".encode())
 
 
 def setting_name(row: dict[str, Any]) -> str:

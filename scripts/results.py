@@ -1,0 +1,275 @@
+"""The table of the paper's claim: plain and cut encoders, sentence and token exit, of both stages,
+over corpora and seeds; a result that lies there is not made again.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Annotated, Any, NamedTuple
+
+import train_plain
+import typer
+from report import markdown_table, replace_block
+from spacy.cli import project_run
+from wasabi import msg
+from wasabi import table as text_table
+from weasel.util.config import load_project_config
+
+from spacy_earlyexit.evaluation import evaluate
+from spacy_earlyexit.files import write_bytes, write_json
+from spacy_earlyexit.plots import check_plots
+
+ROOT = Path(__file__).parent.parent
+FULL, SPEEDUPS = "full depth", ("2x", "3x", "4x")
+# What an encoder of 12 layers is cut to for each speed-up.
+CUTS = {"2x": 6, "3x": 4, "4x": 3}
+KEPT = ("point", "scores", "exit_layer_mean", "exit_speedup", "losses", "exit")
+
+
+class Corpus(NamedTuple):
+    """tasks (Dict[str, str]): What is trained, and the score that it is judged by.
+    folder (str): In corpus/ and training/. gold_preproc (bool): As in spacy.Corpus.v1.
+    """
+
+    title: str
+    folder: str
+    tasks: dict[str, str]
+    gold_preproc: bool = True
+
+
+# By the names of their workflows.
+CORPORA = {
+    "wnut17": Corpus("WNUT-17", "wnut17", {"ner": "ents_f"}),
+    "ewt": Corpus("EWT", "ewt", {"ner": "ents_f", "tag": "tag_acc"}),
+    "gsd-zh": Corpus("GSD-zh", "gsd_zh", {"ner": "ents_f", "seg": "token_f"}, False),
+}
+SCORES = {"ents_f": ("names, F1", "f"), "tag_acc": ("tags, accuracy", "acc")}
+SCORES["token_f"] = ("words, F1", "f")
+STAGES = {"joint": "stage 1", "self_sampling": "stage 2"}
+
+app = typer.Typer(add_completion=False)
+Results = Annotated[Path, typer.Option(help="Folder of the results")]
+RESULTS = Path("metrics/results")
+
+
+@app.command("run")
+def run_cli(
+    encoder: Annotated[str, typer.Option(help="Hub name or folder of a Hugging Face encoder")],
+    mirror: Annotated[str, typer.Option(help="Folder with the corpora; network")] = "",
+    corpora: Annotated[str, typer.Option(help="Names, with commas")] = ",".join(CORPORA),
+    seeds: Annotated[
+        str, typer.Option(help="With commas; the last one's pipelines stay")
+    ] = "2,1,0",
+    mixed_precision: Annotated[
+        str, typer.Option(help="true: train with bfloat16 products, as in project.yml")
+    ] = "false",
+    results: Results = RESULTS,
+) -> None:
+    """Train and score what has no result yet. Pipelines that workflows left are replaced."""
+    settings = load_project_config(ROOT)["vars"]
+    for corpus in corpora.split(","):
+        if corpus not in CORPORA:
+            msg.fail(f"{corpus} is none of {', '.join(CORPORA)}", exits=1)
+    for seed in map(int, seeds.split(",")):
+        for name in corpora.split(","):
+            common = {"vars.encoder": encoder, "vars.mirror": mirror, "vars.seed": seed}
+            common["vars.mixed_precision"] = mixed_precision
+            project_run(ROOT, f"{name}-corpus", overrides=common)
+            run_peers(name, settings, encoder, seed, mixed_precision == "true", results)
+            run_ours(name, common, seed, results)
+
+
+def run_peers(
+    name: str,
+    settings: dict[str, Any],
+    encoder: str,
+    seed: int,
+    mixed_precision: bool,
+    results: Path,
+) -> None:
+    """The whole encoder and its first layers, fine-tuned the plain way with the budget of stage 1.
+
+    name (str): Of the corpus.
+    settings (Dict): The `vars` of project.yml.
+    """
+    corpus = CORPORA[name]
+    data = ROOT / "corpus" / corpus.folder
+    for task in corpus.tasks:
+        for layers in (None, *CUTS.values()):
+            path = result_path(results, name, peer_name(task, layers), seed)
+            if path.exists():
+                msg.info(f"{path} is there")
+                continue
+            msg.divider(path.stem)
+            train, dev, test = (
+                train_plain.read_docs(data / f"{part}.spacy") for part in ("train", "dev", "test")
+            )
+            metrics = train_plain.train_plain(
+                train,
+                dev,
+                encoder,
+                task=task,
+                test=test,
+                epochs=100,
+                batch_words=400,
+                learn_rate=settings["learn_rate"],
+                head_scale=settings["plain_head_scale"][task],
+                seed=seed,
+                max_steps=settings[corpus.folder]["stage1"],
+                layers=layers,
+                mixed_precision=mixed_precision,
+            )
+            write_json(path, metrics)
+
+
+def run_ours(name: str, common: dict[str, Any], seed: int, results: Path) -> None:
+    """Both stages by the commands of project.yml, scored on test at all their points.
+
+    common (Dict): Overrides of `vars`.
+    """
+    corpus = CORPORA[name]
+    paths = {stage: result_path(results, name, stage, seed) for stage in STAGES}
+    if all(path.exists() for path in paths.values()):
+        msg.info(f"{', '.join(map(str, paths.values()))} are there")
+        return
+    for step in ("joint", "self-sampling", "calibrate"):
+        project_run(ROOT, f"{name}-{step}", overrides=common)
+    for stage, path in paths.items():
+        msg.divider(path.stem)
+        found = evaluate(
+            ROOT / "training" / corpus.folder / stage / "calibrated",
+            ROOT / "corpus" / corpus.folder / "test.spacy",
+            gold_preproc=corpus.gold_preproc,
+            repeats=0,
+        )
+        rows = [{key: row[key] for key in KEPT} for row in found["rows"]]
+        write_json(path, {**found, "seed": seed, "rows": rows})
+
+
+def peer_name(task: str, layers: int | None) -> str:
+    return f"plain-{task}" if layers is None else f"cut{layers}-{task}"
+
+
+def result_path(results: Path, corpus: str, system: str, seed: int) -> Path:
+    return results / f"{corpus}-{system}-{seed}.json"
+
+
+@app.command("table")
+def table_cli(
+    results: Results = RESULTS,
+    page: Annotated[Path | None, typer.Option(help="Replace the table in this file")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the scores here (.svg, .png)")] = None,
+) -> None:
+    """Print mean and spread of what there is: test scores at full depth and at MAC speed-ups."""
+    if plot is not None:
+        check_plots(plot)
+    found = collect(sorted(results.glob("*.json")))
+    if not found:
+        msg.fail(f"There is nothing in {results}: scripts/results.py run", exits=1)
+    header, rows = table(found)
+    print(text_table(rows, header=header, divider=True, max_col=60))
+    if page is not None:
+        replace_block(page, "results all", markdown_table(header, rows))
+    if plot is not None:
+        draw(found, plot)
+
+
+# By corpus and score, then system, then setting: a score per seed.
+Found = dict[tuple[str, str], dict[str, dict[str, list[float]]]]
+
+
+def collect(paths: Iterable[Path]) -> Found:
+    """paths (Iterable[Path]): Results, as result_path names them."""
+    found: Found = {}
+
+    def add(corpus: str, key: str, system: str, setting: str, score: float) -> None:
+        of_score = found.setdefault((corpus, key), {})
+        of_score.setdefault(system, {}).setdefault(setting, []).append(score)
+
+    for path in paths:
+        match = re.fullmatch(rf"({'|'.join(CORPORA)})-(\w+?)(?:-(\w+))?-(\d+)", path.stem)
+        if match is None:
+            continue
+        corpus, system, task, _ = match.groups()
+        result = json.loads(path.read_text(encoding="utf8"))
+        if system in STAGES:
+            for row in result["rows"]:
+                kind, _, point = row["point"].rpartition("-")
+                if row["point"] != "full" and point not in SPEEDUPS:
+                    continue
+                for key in CORPORA[corpus].tasks.values():
+                    if row["point"] == "full":
+                        for each in ("token", "sentence"):
+                            name = f"{STAGES[system]}, {each} exit"
+                            add(corpus, key, name, FULL, row["scores"][key])
+                    else:
+                        name = f"{STAGES[system]}, {kind or 'token'} exit"
+                        add(corpus, key, name, point, row["scores"][key])
+        else:
+            key = CORPORA[corpus].tasks[task]
+            score = result["test"][SCORES[key][1]]
+            if system == "plain":
+                add(corpus, key, "cut and fine-tuned", FULL, score)
+            else:
+                at = {f"cut{layers}": speedup for speedup, layers in CUTS.items()}[system]
+                add(corpus, key, "cut and fine-tuned", at, score)
+    return found
+
+
+def table(found: Found) -> tuple[list[str], list[list[str]]]:
+    """RETURNS (Tuple[List[str], List[List[str]]]): Header and rows: per corpus, score and system
+    the mean over seeds, its standard deviation, and the number of seeds.
+    """
+    header = ["corpus", "score", "system", FULL, *(s.replace("x", "×") for s in SPEEDUPS), "seeds"]
+    rows = []
+    for (corpus, key), systems in _ordered(found):
+        for system, settings in systems.items():
+            seeds = sorted({len(scores) for scores in settings.values()})
+            cells = [_cell(settings.get(setting, [])) for setting in (FULL, *SPEEDUPS)]
+            count = "–".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
+            rows.append([CORPORA[corpus].title, SCORES[key][0], system, *cells, count])
+    return header, rows
+
+
+def _ordered(found: Found) -> list[tuple[tuple[str, str], dict[str, dict[str, list[float]]]]]:
+    corpora, scores = list(CORPORA), list(SCORES)
+    ranked = sorted(found, key=lambda pair: (corpora.index(pair[0]), scores.index(pair[1])))
+    return [(pair, dict(sorted(found[pair].items()))) for pair in ranked]
+
+
+def _cell(scores: list[float]) -> str:
+    if not scores:
+        return ""
+    mean = f"{100 * fmean(scores):.2f}"
+    return f"{mean} ± {100 * stdev(scores):.2f}" if len(scores) > 1 else mean
+
+
+def draw(found: Found, path: Path) -> None:
+    """Scores against MAC speed-ups, a panel per corpus and score, a line per system."""
+    from io import BytesIO
+
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.6 * len(found)), layout="constrained")
+    panels = figure.subplots(len(found), squeeze=False)[:, 0]
+    for axes, ((corpus, key), systems) in zip(panels, _ordered(found), strict=True):
+        for system, settings in systems.items():
+            at = [s for s in (FULL, *SPEEDUPS) if s in settings]
+            x = [1.0 if s == FULL else float(s[:-1]) for s in at]
+            y = [100 * fmean(settings[s]) for s in at]
+            spread = [100 * (stdev(settings[s]) if len(settings[s]) > 1 else 0.0) for s in at]
+            axes.errorbar(x, y, yerr=spread, marker="o", capsize=2, label=system)
+        title = f"{CORPORA[corpus].title}: {SCORES[key][0]}"
+        axes.set(xlabel="MAC speed-up", ylabel="%", title=title, xticks=[1, 2, 3, 4])
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    content = BytesIO()
+    kind = path.suffix[1:] or "svg"
+    figure.savefig(content, format=kind, metadata={"Date": None} if kind == "svg" else None)
+    write_bytes(path, content.getvalue())
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,99 @@
+"""The runner of the results table: what it runs, what it does not do again, what it shows."""
+
+import json
+
+import pytest
+from conftest import load_script
+from typer.testing import CliRunner
+
+script = load_script("results")
+runner = CliRunner()
+
+
+def of_pipeline(full, **points):
+    """What evaluate returns, of one score."""
+    rows = [("full", full), *((name.replace("_", "-"), score) for name, score in points.items())]
+    filled = dict.fromkeys(script.KEPT)
+    return {
+        "pipeline": "p",
+        "rows": [
+            {**filled, "point": point, "scores": {"ents_f": score}, "tasks": {"much": "more"}}
+            for point, score in rows
+        ],
+    }
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Instead of trainings, a list of what would have been trained."""
+    made = []
+
+    def project_run(root, command, overrides):
+        made.append((command, overrides["vars.seed"]))
+
+    def train_plain(train, dev, encoder, *, layers, seed, task, max_steps, head_scale, **settings):
+        made.append((f"{task} {layers}", seed))
+        assert max_steps == 640 and head_scale == 100
+        return {"test": {"f": 0.5 - 0.01 * (12 - (layers or 12))}}
+
+    def evaluate(pipeline, test, *, gold_preproc, repeats):
+        made.append((f"evaluate {pipeline.parent.name}", gold_preproc))
+        return of_pipeline(0.5, **{"2x": 0.49, "sentence_2x": 0.48, "lossless": 0.5})
+
+    monkeypatch.setattr(script, "project_run", project_run)
+    monkeypatch.setattr(script.train_plain, "train_plain", train_plain)
+    monkeypatch.setattr(script.train_plain, "read_docs", lambda path: [])
+    monkeypatch.setattr(script, "evaluate", evaluate)
+    return made
+
+
+def test_runs_what_has_no_result_yet(calls, tmp_path):
+    args = ["run", "--encoder", "e", "--corpora", "wnut17", "--results", str(tmp_path)]
+    assert runner.invoke(script.app, [*args, "--seeds", "1"]).exit_code == 0
+    stages = ["joint", "self-sampling", "calibrate"]
+    assert calls == [
+        ("wnut17-corpus", 1),
+        *((f"ner {layers}", 1) for layers in (None, 6, 4, 3)),
+        *((f"wnut17-{step}", 1) for step in stages),
+        ("evaluate joint", True),
+        ("evaluate self_sampling", True),
+    ]
+    written = json.loads((tmp_path / "wnut17-joint-1.json").read_text())
+    assert written["seed"] == 1 and "tasks" not in written["rows"][0]
+    calls.clear()
+    (tmp_path / "wnut17-cut4-ner-1.json").unlink()
+    assert runner.invoke(script.app, [*args, "--seeds", "1"]).exit_code == 0
+    assert calls == [("wnut17-corpus", 1), ("ner 4", 1)]
+    assert runner.invoke(script.app, ["run", "--encoder", "e", "--corpora", "x"]).exit_code == 1
+
+
+def test_table_has_mean_and_spread_over_seeds(tmp_path):
+    for seed, more in ((0, 0.0), (1, 0.02)):
+        plain = {"test": {"f": 0.4 + more}}
+        for name, result in (
+            (f"wnut17-plain-ner-{seed}", plain),
+            (f"wnut17-cut6-ner-{seed}", plain),
+            (f"wnut17-self_sampling-{seed}", of_pipeline(0.5, **{"2x": 0.45 + more})),
+        ):
+            (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    (tmp_path / "ewt-plain-tag-0.json").write_text(json.dumps({"test": {"acc": 0.9}}))
+    page = tmp_path / "page.md"
+    page.write_text("Above\n<!-- results all: begin -->\nold\n<!-- results all: end -->\nBelow\n")
+    picture = tmp_path / "results.svg"
+    args = ["table", "--results", str(tmp_path), "--page", str(page), "--plot", str(picture)]
+    run = runner.invoke(script.app, args)
+    assert run.exit_code == 0, run.output
+    text = page.read_text()
+    assert text.startswith("Above\n") and text.endswith("Below\n") and "old" not in text
+    lines = text.splitlines()
+    cut = "| WNUT-17 | names, F1 | cut and fine-tuned | 41.00 ± 1.41 | 41.00 ± 1.41 |  |  | 2 |"
+    assert cut in lines
+    ours = "| WNUT-17 | names, F1 | stage 2, token exit | 50.00 ± 0.00 | 46.00 ± 1.41 |  |  | 2 |"
+    assert ours in lines
+    assert "| EWT | tags, accuracy | cut and fine-tuned | 90.00 |  |  |  | 1 |" in lines
+    assert picture.read_text().count("<svg") == 1
+
+
+def test_says_when_there_is_nothing(tmp_path):
+    run = runner.invoke(script.app, ["table", "--results", str(tmp_path)])
+    assert run.exit_code == 1 and "scripts/results.py run" in run.output
