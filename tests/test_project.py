@@ -79,7 +79,7 @@ def check_figures(project, name):
 def test_demo_runs_once_and_shows_what_it_did(project, capfd, monkeypatch):
     """`all` on the sample: real training and files; a second run only shows the results again."""
     monkeypatch.chdir(project)
-    few = {"sample": {"stage1": 40, "stage2": 2, "evaluate": 20, "finalists": 1}}
+    few = {"sample": {"stage1": 40, "stage2": 2, "rate2": 3e-5, "evaluate": 20, "finalists": 1}}
     run(project, "all", **few)
     out = capfd.readouterr().out
     assert "stage 2, full depth" in out and "NER F1" in out and "tag accuracy (UPOS)" in out
@@ -125,7 +125,11 @@ def test_package_of_the_sample_installs_and_loads(project, capfd, monkeypatch):
     """What `spacy package` makes names this package, and loads by its name."""
     monkeypatch.chdir(project)
     if not (project / "training" / "sample" / "self_sampling").is_dir():
-        run(project, "all", sample={"stage1": 40, "stage2": 2, "evaluate": 20, "finalists": 1})
+        run(
+            project,
+            "all",
+            sample={"stage1": 40, "stage2": 2, "rate2": 3e-5, "evaluate": 20, "finalists": 1},
+        )
     run(project, "package")
     (archive,) = (project / "packages").glob("*/dist/*.tar.gz")
     folder = archive.parent.parent
