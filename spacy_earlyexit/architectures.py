@@ -110,6 +110,7 @@ def MultiExitTransformer(
     renorm: bool = False,
     mean_pieces: bool = False,
     offramp_context: int = 0,
+    align_exits: bool = False,
     mixed_precision: bool = False,
 ) -> Model[list[Doc] | Request, MultiExitOutput]:
     """A pretrained encoder with an off-ramp per layer
@@ -125,6 +126,8 @@ def MultiExitTransformer(
         The defaults are the paper's. A pipeline keeps what it was trained with in its config.
     offramp_context (int): Words on each side that an off-ramp sees beside its own. The paper's see
         none.
+    align_exits (bool): A linear map per layer brings rows that leave behind it to where those of
+        the last layer are. Only what listeners get goes through it, and learns it.
     mixed_precision (bool): Train with bfloat16 products, which saves time on a processor that has
         them. Prediction is in float32 either way.
     RETURNS (Model): The model. Its shapes are known after `initialize` or `from_bytes`.
@@ -165,6 +168,7 @@ def MultiExitTransformer(
             # Not among what thinc saves: the config has the say.
             "rules": Rules(special_share, reach, renorm, mean_pieces),
             "offramp_context": offramp_context,
+            "align_exits": align_exits,
             "replace_listener": replace_listener,
             "replace_listener_cfg": replace_listener_cfg,
         },
@@ -211,7 +215,7 @@ def _init(model: Model, X: Any = None, Y: Any = None) -> None:
     except (OSError, ValueError, TypeError, ImportError) as error:
         raise _not_found(name, error) from error
     try:
-        encoder = load_encoder(name, model.attrs["transformer_config"])
+        encoder = load_encoder(name, model.attrs["transformer_config"], model.attrs["align_exits"])
     except OSError as error:
         raise _not_found(name, error) from error
     offramps = OffRamps(
@@ -397,6 +401,7 @@ def Tok2VecMultiExit(
     renorm: bool = False,
     mean_pieces: bool = False,
     offramp_context: int = 0,
+    align_exits: bool = False,
 ) -> Model[list[Doc], list[Floats2d]]:
     """A multi-exit transformer as the tok2vec layer of one component
     (registered as spacy-earlyexit.Tok2VecMultiExit.v1; follows
@@ -406,7 +411,8 @@ def Tok2VecMultiExit(
     not trained any more.
 
     name, get_spans, tokenizer_config, transformer_config, encoder_lr_scale, offramp_lr_scale,
-        special_share, reach, renorm, mean_pieces, offramp_context: As for MultiExitTransformer.
+        special_share, reach, renorm, mean_pieces, offramp_context, align_exits: As for
+        MultiExitTransformer.
     pooling (Model): Makes one vector of a token's pieces.
     grad_factor (float): Factor on the gradient from the component.
     """
@@ -422,6 +428,7 @@ def Tok2VecMultiExit(
         renorm,
         mean_pieces,
         offramp_context,
+        align_exits,
     )
     return chain(states_at_exit(transformer, None), trfs2arrays(pooling, grad_factor))
 

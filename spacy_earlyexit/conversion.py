@@ -243,6 +243,7 @@ def swap(
             "transformer_config": block["model"].get("transformer_config", {}),
             "encoder_lr_scale": 1.0,
             "offramp_lr_scale": OFFRAMP_LR_SCALE,
+            "align_exits": True,
         },
         "scorer": {
             "@scorers": "spacy-earlyexit.exit_scorer.v1",

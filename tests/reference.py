@@ -111,12 +111,14 @@ def run_unit(
     at_exit = [None] * n_words
     in_batch = [True] * n_words
     macs = len(ids) * (config.embedding or 0) * h
+    row_layer = [1] * len(ids)
     for number in range(1, config.n_layers + 1):
         going = [e == 0 for e in exit_layer]
         if not any(going):
             break
         special_active = sum(going) > special_share * n_words
         active = [going[w] if w >= 0 else special_active for w in row_word]
+        row_layer = [number if a else old for a, old in zip(active, row_layer, strict=True)]
         serves = torch.tensor([w < 0 or in_batch[w] for w in row_word])
         layer = encoder.layer(number)
         new = layer_forward(layer, x, serves, config, number)
@@ -148,7 +150,12 @@ def run_unit(
         if reach is not None:
             going = [w for w in range(n_words) if exit_layer[w] == 0]
             in_batch = [any(abs(w - g) <= reach for g in going) for w in range(n_words)]
-    return torch.stack(at_exit), exit_layer, encoder.final_norm(x), macs
+    rows = encoder.final_norm(x)
+    if config.aligned:
+        maps = [*encoder.align, encoder.align.new_zeros(h, h)]
+        rows = torch.stack([r + maps[at - 1] @ r for r, at in zip(rows, row_layer, strict=True)])
+        macs += h * h * sum(at < config.n_layers for at in row_layer)
+    return torch.stack(at_exit), exit_layer, rows, macs
 
 
 def token_rule(threshold, window):

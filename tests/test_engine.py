@@ -46,8 +46,11 @@ LOCAL = replace(
     inner_bias=False,
     norm_bias=False,
 )
+ALIGNED = replace(CONFIG, aligned=True)
 every_kind = pytest.mark.parametrize(
-    "config", [CONFIG, SHARED_LAYERS, LOCAL], ids=lambda c: c.family
+    "config",
+    [CONFIG, SHARED_LAYERS, LOCAL, ALIGNED],
+    ids=lambda c: f"{c.family}-aligned" if c.aligned else c.family,
 )
 CLASSES = {"ner": ["O", "B-X", "I-X"], "pos": ["A", "B", "C", "D"]}
 TASKS = list(CLASSES)
@@ -317,15 +320,19 @@ def test_finished_units_and_halted_rows_are_not_computed(config, monkeypatch):
 
 @every_kind
 def test_loss_gradient_is_numeric(config):
-    """Joint loss through halt-and-copy at given exits, in double precision."""
+    """Joint loss and states at exit through halt-and-copy at given exits, in double precision."""
     module, pieces = make_module(3, config), make_pieces([2, 4])
     exits = np.asarray([1, 3, 2, 4, 1, 2])
     gold = {"ner": torch.tensor([0, 1, 2, IGNORE, 0, 0]), "pos": torch.tensor([3, 0, 1, 1, 2, 0])}
 
     def loss():
         units = np.arange(2)
-        _, out = run(module, pieces, units, GivenExit(exits), TASKS, every_offramp=True)
-        return joint_loss(out.layer_scores, gold, module.offramps.slices, CONFIG.n_layers)
+        settings = {"every_offramp": True, "states": True}
+        _, out = run(module, pieces, units, GivenExit(exits), TASKS, **settings)
+        weight = torch.linspace(-1.0, 1.0, out.states.numel()).view_as(out.states)
+        heard = (out.states * weight).mean()
+        slices = module.offramps.slices
+        return heard + joint_loss(out.layer_scores, gold, slices, CONFIG.n_layers)
 
     loss().backward()
     generator = np.random.default_rng(0)

@@ -120,13 +120,16 @@ def test_tasks_come_from_the_components_that_listen(listening):
     assert transformer.listening_components == ["tagger", "ner"]
 
 
-@pytest.mark.parametrize("spans", ["doc_spans", "sent_spans"])
-def test_rows_at_full_depth_are_those_of_spacy_transformers(encoder, spans):
+@pytest.mark.parametrize("spans,align", [("doc_spans", False), ("sent_spans", True)])
+def test_rows_at_full_depth_are_those_of_spacy_transformers(encoder, spans, align):
     stock = spacy.blank("en")
     getter = {"@span_getters": f"spacy-transformers.{spans}.v1"}
     stock.add_pipe("transformer", config={"model": {"name": encoder, "get_spans": getter}})
     stock.initialize()
-    ours = make_listening(encoder, model={"name": encoder, "get_spans": getter})
+    model = {"name": encoder, "get_spans": getter, "align_exits": align}
+    ours = make_listening(encoder, model=model)
+    if align:
+        module_of(ours.get_pipe("transformer").model).encoder.align.data.normal_()
     texts = ["Anna lives in New York . She likes it .", "New York", "in the", ""]
     pairs = []
     for text in texts:
@@ -346,6 +349,40 @@ def predictions(nlp, texts=tuple(text for text, _ in TEXTS)):
         ([token.tag_ for token in doc], [(e.text, e.label_) for e in doc.ents])
         for doc in nlp.pipe(texts)
     ]
+
+
+def test_maps_of_early_rows_are_learned_and_stored(encoder, tmp_path):
+    """Only rows that left early go through them, and only what listeners want moves them."""
+    draws = {"@misc": "spacy-earlyexit.SelfSampling.v1", "windows": [0], "thresholds": [1.0]}
+    model = {"name": encoder, "align_exits": True}
+    nlp = make_listening(encoder, model=model, self_sampling=draws, record=["trf_data"])
+    transformer = nlp.get_pipe("transformer")
+    align = module_of(transformer.model).encoder.align
+    assert not align.any()
+    text = TEXTS[0][0]
+    with transformer.use(FixedExit(1)):
+        before = nlp(text)._.trf_data.model_output.last_hidden_state
+    optimizer = nlp.resume_training()
+    nlp.select_pipes(enable=["transformer"])
+    nlp.update(make_examples(nlp), sgd=optimizer, drop=0.0)
+    assert not align.any(), "nobody listened"
+    nlp.enable_pipe("tagger")
+    for _ in range(3):
+        nlp.update(make_examples(nlp), sgd=optimizer, drop=0.0)
+    nlp.to_disk(tmp_path)
+    loaded = spacy.load(tmp_path)
+    stored = module_of(loaded.get_pipe("transformer").model).encoder.align
+    assert align[0].any() and torch.equal(stored, align)
+    seen = []
+    for pipeline in (nlp, loaded):
+        with pipeline.get_pipe("transformer").use(FixedExit(1)):
+            seen.append(pipeline(text)._.trf_data.model_output.last_hidden_state)
+    np.testing.assert_array_equal(*seen)
+    with torch.no_grad():
+        align.zero_()
+        with transformer.use(FixedExit(1)):
+            plain = nlp(text)._.trf_data.model_output.last_hidden_state
+    assert np.abs(plain - seen[0]).max() > 1e-4 and plain.shape == before.shape
 
 
 def test_save_and_load(trained_listening, tmp_path):

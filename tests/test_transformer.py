@@ -1032,9 +1032,11 @@ def test_init_from_a_pipeline_without_such_a_component(encoder, tmp_path):
         from_stage1(encoder, tmp_path)
 
 
-def test_init_from_offramps_of_another_shape(encoder, stage1):
-    with pytest.raises(ValueError, match=r"it has offramp_context = 0, .*transformer.model.* 1"):
-        from_stage1(encoder, stage1, model={"offramp_context": 1})
+@pytest.mark.parametrize("setting,value", [("offramp_context", 1), ("align_exits", True)])
+def test_init_from_weights_of_another_shape(encoder, stage1, setting, value):
+    expected = rf"it has {setting} = (0|False), .*transformer.model.* {value}"
+    with pytest.raises(ValueError, match=expected):
+        from_stage1(encoder, stage1, model={setting: value})
 
 
 @pytest.mark.parametrize("labels", [["PER", "LOC"], ["LOC"], ["LOC", "ORG", "PER"]])

@@ -1,7 +1,7 @@
 """From Hugging Face model families to the canonical encoder: one table of what differs."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -233,17 +233,21 @@ def read_config(name: str, overrides: dict[str, Any]) -> tuple[PretrainedConfig,
     return hf_config, EncoderConfig(**settings)
 
 
-def load_encoder(name: str, overrides: dict[str, Any]) -> Encoder:
+def load_encoder(name: str, overrides: dict[str, Any], aligned: bool = False) -> Encoder:
     """Load pretrained weights into a canonical encoder.
 
     name, overrides: See read_config.
+    aligned (bool): See EncoderConfig.
     RETURNS (Encoder): The encoder with its weights, in float32.
     RAISES (ValueError, OSError): See read_config.
     """
     hf_config, config = read_config(name, overrides)
     hf_model = AutoModel.from_pretrained(name, config=hf_config, torch_dtype=torch.float32)
-    encoder = Encoder(config)
-    encoder.load_state_dict(canonical_state(hf_model.state_dict(), hf_config, encoder))
+    encoder = Encoder(replace(config, aligned=aligned))
+    state = canonical_state(hf_model.state_dict(), hf_config, encoder)
+    if aligned:
+        state["align"] = encoder.align.detach()
+    encoder.load_state_dict(state)
     return encoder
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
@@ -39,6 +40,7 @@ class EncoderConfig:
         Empty: all, everywhere.
     thetas (Sequence[float]): Per layer the base of its rotary positions. Empty: positions are
         learned embeddings.
+    aligned (bool): There is a map per layer for rows that leave behind it, see Encoder.at_exit.
     """
 
     family: str
@@ -66,6 +68,7 @@ class EncoderConfig:
     blocks: Sequence[int] = ()
     windows: Sequence[int | None] = ()
     thetas: Sequence[float] = ()
+    aligned: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -199,6 +202,10 @@ class Encoder(nn.Module):
             for block in range(max(self.blocks) + 1)
         )
         self.final_norm = config.norm(config.hidden) if config.pre_norm else nn.Identity()
+        if config.aligned:
+            self.align = nn.Parameter(
+                torch.zeros(config.n_layers - 1, config.hidden, config.hidden)
+            )
 
     def layer(self, number: int) -> EncoderLayer:
         """number (int): From 1. Layers that share their weights are one module."""
@@ -214,3 +221,21 @@ class Encoder(nn.Module):
         if self.config.n_types:
             rows = rows + self.types.weight[0]
         return self.project(self.dropout(self.norm(rows)))
+
+    def at_exit(self, rows: Tensor, layers: np.ndarray) -> Tensor:
+        """What listeners see of rows that left behind different layers. Where `aligned`, a linear
+        map per layer, which begins as the identity, brings them to where those of the last layer
+        are, so that one head can read them all (Din et al. 2023, "Jump to Conclusions").
+
+        rows (Tensor): As they left, shape (n, hidden).
+        layers (ndarray): Behind which layer each one left, from 1, shape (n,).
+        RETURNS (Tensor): shape (n, hidden).
+        """
+        rows = self.final_norm(rows)
+        if not self.config.aligned or (layers == self.config.n_layers).all():
+            return rows
+        order = np.argsort(layers, kind="stable")
+        counts = np.bincount(layers, minlength=self.config.n_layers + 1)[1:]
+        *parts, last = rows[torch.from_numpy(order).to(rows.device)].split(counts.tolist())
+        moved = [part + part @ by.T for part, by in zip(parts, self.align, strict=True)]
+        return torch.cat([*moved, last])[torch.from_numpy(np.argsort(order)).to(rows.device)]

@@ -520,10 +520,10 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         wanted = labels or {task: stored.get(task, []) for task in self._task_names or []}
         if wanted != stored:
             raise ValueError(Errors.E018.format(path=path, old=stored, new=wanted))
-        setting = "offramp_context"
-        has, here = stage1.model.attrs[setting], self.model.attrs[setting]
-        if has != here:
-            raise fail(f"it has {setting} = {has}, [components.{self.name}.model] here {here}")
+        for setting in ("offramp_context", "align_exits"):
+            has, here = stage1.model.attrs[setting], self.model.attrs[setting]
+            if has != here:
+                raise fail(f"it has {setting} = {has}, [components.{self.name}.model] here {here}")
         self.model.from_bytes(stage1.model.to_bytes())
         # What was fitted for weights that now change.
         module_of(self.model).offramps.temperature.fill_(1.0)
