@@ -140,6 +140,7 @@ def run_cli(
     corpora: Only = "",
     repeats: Annotated[int, typer.Option(help="Timed rounds (medians)", min=1)] = 5,
     threads: Annotated[int, typer.Option(help="torch's threads, 0 for all cores", min=0)] = 0,
+    limit: Annotated[int, typer.Option(help="First test documents only, 0 for all")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="32 documents, one round")] = False,
     output: Annotated[Path, typer.Option("--json", help="File for the figures")] = RESULTS
     / "latest.json",
@@ -150,7 +151,7 @@ def run_cli(
     if not rows:
         msg.fail("Nothing is trained yet: run `benchmarks/run.py train` first", exits=1)
     results = benchmark(
-        rows, repeats=1 if quick else repeats, limit=32 if quick else 0, threads=threads
+        rows, repeats=1 if quick else repeats, limit=32 if quick else limit, threads=threads
     )
     print_results(results)
     columns, rows_of_text = comparisons(results)
@@ -205,10 +206,11 @@ def plan_rows(plan: dict[str, Any], corpus: str) -> list[Row]:
 def markdown(results: dict[str, Any]) -> str:
     """RETURNS (str): The header, the rows, and what they say against each other."""
     machine = results["machine"]
+    documents = f"the first {results['limit']:,}" if results["limit"] else "all"
     head = (
         f"{machine['cpu']}, {results['threads']} threads, torch {results['versions']['torch']}, "
-        f"{results['date']}, commit {results['commit']}; medians of {results['repeats']} rounds "
-        "(least and greatest in brackets)."
+        f"{results['date']}, commit {results['commit']}; {documents} test documents, medians of "
+        f"{results['repeats']} rounds (least and greatest in brackets)."
     )
     versus = "Early exit: the fastest of ours that loses 1.0 of the score at most."
     return "\n\n".join([head, _table(*table(results), 3), versus, _table(*comparisons(results), 2)])

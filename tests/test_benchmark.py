@@ -146,11 +146,12 @@ def test_table_and_picture_of_results(tmp_path):
         "date": "today",
         "commit": "abc",
         "repeats": 5,
+        "limit": 640,
         "rows": [row, {**row, "system": "theirs", "tag_acc": 0.9}],
     }
     text = script.markdown(results)
     assert "| c | ours | 3x float32 | 50.00 |  | 1,234 (1,000–1,300) |" in text
-    assert "| corpus | what | wanted |" in text
+    assert "| corpus | what | wanted |" in text and "the first 640 test documents" in text
     script.plot(results, tmp_path / "p.svg")
     assert (tmp_path / "p.svg").read_text().count("<svg") == 1
 
