@@ -12,6 +12,8 @@ import typer
 from comparisons import comparisons
 from spacy.cli.init_config import init_config
 from spacy.cli.train import train as spacy_train
+from spacy.training.initialize import init_nlp
+from spacy.util import load_config
 from systems import train_plain
 from wasabi import msg
 
@@ -87,7 +89,9 @@ def train_cli(
 def _train_spacy(
     path: Path, corpus: str, pipeline: list[str], optimize: str, encoder: Path | None, steps: int
 ) -> None:
-    """A pipeline as `spacy init config` proposes it."""
+    """A pipeline as `spacy init config` proposes it. An encoder that was fine-tuned before stays as
+    it is: at rates that it bears the heads would need thousands of steps.
+    """
     config = init_config(
         lang="en", pipeline=pipeline, optimize=optimize, gpu=encoder is not None, silent=True
     )
@@ -106,10 +110,16 @@ def _train_spacy(
     if encoder is None:
         overrides["initialize.vectors"] = None
     else:
-        overrides["components.transformer.model.name"] = str(encoder)
+        name = "components.transformer.model.name"
+        start = init_nlp(load_config(path / "base.cfg", {**overrides, name: str(encoder)}))
+        start.to_disk(path / "start")
+        config["components"]["transformer"] = {"source": str(path / "start")}
+        config.to_disk(path / "base.cfg")
+        overrides["training.frozen_components"] = ["transformer"]
+        overrides["training.annotating_components"] = ["transformer"]
         overrides["training.optimizer.learn_rate.total_steps"] = steps
         overrides["training.optimizer.learn_rate.warmup_steps"] = steps // 10
-        overrides["training.optimizer.learn_rate.initial_rate"] = 1e-4
+        overrides["training.optimizer.learn_rate.initial_rate"] = 1e-3
         overrides["training.accumulate_gradient"] = 1
         overrides["training.batcher.size"] = 600
     spacy_train(path / "base.cfg", path, overrides=overrides)
