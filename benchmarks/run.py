@@ -14,9 +14,10 @@ from spacy.cli.init_config import init_config
 from spacy.cli.train import train as spacy_train
 from spacy.training.initialize import init_nlp
 from spacy.util import load_config
-from systems import train_plain
+from systems import train_plain  # also makes the scripts importable
 from wasabi import msg
 
+from report import replace_block  # isort: skip
 from spacy_earlyexit.benchmarking import Row, benchmark, table
 from spacy_earlyexit.cli.benchmark import print_results
 from spacy_earlyexit.cli.tables import print_table
@@ -170,6 +171,15 @@ def run_cli(
     write_bytes(output.with_suffix(".md"), markdown(results).encode())
     plot(results, output.with_suffix(".svg"))
     msg.good(f"Saved {output}, and table and picture beside it")
+
+
+@app.command("page")
+def page_cli(
+    page: Annotated[Path, typer.Argument(help="Replace the tables in this file", exists=True)],
+    figures: Annotated[Path, typer.Option("--json", exists=True)] = RESULTS / "latest.json",
+) -> None:
+    """Put the tables of the last run into a page."""
+    replace_block(page, "benchmark", markdown(srsly.read_json(figures)).strip())
 
 
 def plan_rows(plan: dict[str, Any], corpus: str) -> list[Row]:
