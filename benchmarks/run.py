@@ -178,8 +178,10 @@ def page_cli(
     page: Annotated[Path, typer.Argument(help="Replace the tables in this file", exists=True)],
     figures: Annotated[Path, typer.Option("--json", exists=True)] = RESULTS / "latest.json",
 ) -> None:
-    """Put the tables of the last run into a page."""
-    replace_block(page, "benchmark", markdown(srsly.read_json(figures)).strip())
+    """Put the tables of the last run into a page, and draw its picture anew."""
+    results = srsly.read_json(figures)
+    replace_block(page, "benchmark", markdown(results).strip())
+    plot(results, figures.with_suffix(".svg"))
 
 
 def plan_rows(plan: dict[str, Any], corpus: str) -> list[Row]:
@@ -247,6 +249,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     from io import BytesIO
 
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     panels = []
     for corpus in dict.fromkeys(row["corpus"] for row in results["rows"]):
@@ -258,26 +261,38 @@ def plot(results: dict[str, Any], path: Path) -> None:
     for axes, (corpus, key, name, own) in zip(
         figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True
     ):
-        for system in dict.fromkeys(row["system"] for row in own):
-            points = [row for row in own if row["system"] == system]
+        for series in dict.fromkeys(_series(row) for row in own):
+            points = [row for row in own if _series(row) == series]
             x = [row["words_per_second"] for row in points]
-            axes.plot(x, [100 * row[key] for row in points], "o", label=system)
-            if system == "ours":
-                for row in points:
-                    at = (row["words_per_second"], 100 * row[key])
-                    axes.annotate(
-                        row["setting"].replace(" float32", ""),
-                        at,
-                        xytext=(4, 4),
-                        textcoords="offset points",
-                        fontsize=8,
-                    )
+            axes.plot(x, [100 * row[key] for row in points], "o", label=series)
+            if not series.startswith("ours"):
+                continue
+            side = 1 if "float32" in series else -1  # above or below
+            for row in points:
+                axes.annotate(
+                    row["setting"].split()[0],
+                    (row["words_per_second"], 100 * row[key]),
+                    xytext=(0, 6 * side),
+                    textcoords="offset points",
+                    rotation=40 * side,
+                    va="bottom" if side > 0 else "top",
+                    fontsize=8,
+                )
         axes.set(xlabel="words per second", ylabel=f"{name} (%)", title=corpus, xscale="log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        axes.xaxis.set_minor_formatter("")
+        axes.margins(y=0.15)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=8, loc="lower left")
     content = BytesIO()
     figure.savefig(content, format="svg", metadata={"Date": None})
     write_bytes(path, content.getvalue())
+
+
+def _series(row: dict[str, Any]) -> str:
+    """What has a colour of its own: a system; of ours, each precision."""
+    return f"ours, {row['setting'].split()[-1]}" if row["system"] == "ours" else row["system"]
 
 
 def _chosen(names: str, known: dict[str, Any]) -> list[str]:
