@@ -79,7 +79,7 @@ def check_figures(project, name):
 def test_demo_runs_once_and_shows_what_it_did(project, capfd, monkeypatch):
     """`all` on the sample: real training and files; a second run only shows the results again."""
     monkeypatch.chdir(project)
-    few = {"sample": {"stage1": 40, "stage2": 2, "rate2": 3e-5, "evaluate": 20, "finalists": 1}}
+    few = {"sample": {"stage1": 40, "stage2": 2, "rate2": 3e-5, "evaluate": 20, "finalists": 2}}
     run(project, "all", **few)
     out = capfd.readouterr().out
     assert "stage 2, full depth" in out and "NER F1" in out and "tag accuracy (UPOS)" in out
@@ -128,7 +128,7 @@ def test_package_of_the_sample_installs_and_loads(project, capfd, monkeypatch):
         run(
             project,
             "all",
-            sample={"stage1": 40, "stage2": 2, "rate2": 3e-5, "evaluate": 20, "finalists": 1},
+            sample={"stage1": 40, "stage2": 2, "rate2": 3e-5, "evaluate": 20, "finalists": 2},
         )
     run(project, "package")
     (archive,) = (project / "packages").glob("*/dist/*.tar.gz")
