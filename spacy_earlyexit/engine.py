@@ -95,8 +95,7 @@ class EngineOutput:
 class Batch:
     """The words still in the batch: where they and their rows lie. Shrinks as words finish.
 
-    *_id arrays say which row, word or unit of the original batch this was; active_id those of the
-    active rows.
+    *_id arrays say which row, word or unit of the original batch this was.
     """
 
     def __init__(
@@ -180,7 +179,7 @@ class Batch:
         row_active = np.where(self.row_word >= 0, active[self.row_word], special_active[row_unit])
         rows = np.flatnonzero(row_active)
         self.n_active = np.bincount(row_unit[rows], minlength=self.n_units)
-        self.active_id = self.row_id[rows]
+        self.active_rows_host = rows
         self.active_rows = None if row_active.all() else self.upload(rows)
         self.groups = list(self._plan_groups(rows))
 
@@ -506,8 +505,9 @@ def run(
     n_all_words = len(batch.word_id)
     hidden = unnormed = encoder.embed(batch.ids, batch.places)
     exit_layer = np.zeros(n_all_words, dtype=np.int64)
+    aligned = states and config.aligned
     row_layer = np.ones(len(batch.row_id), dtype=np.int64)  # the last that changed each row
-    row_unit = np.repeat(batch.unit_id, batch.lengths)
+    row_unit = np.repeat(batch.unit_id, batch.lengths) if aligned else None
     macs = embedding_macs(config, batch.lengths)
     left: list[tuple[np.ndarray, Tensor, Tensor]] = []  # words, scores and uncertainty at exit
     finished: list[tuple[np.ndarray, Tensor]] = []  # rows that left the batch, and their states
@@ -522,7 +522,8 @@ def run(
             hidden = layer.last_norm(unnormed)
         else:
             hidden = copy_halted(hidden, layer.last_norm(rows), batch)
-        row_layer[batch.active_id] = number
+        if aligned:
+            row_layer[batch.row_id[batch.active_rows_host]] = number
         macs[batch.unit_id] += layer_macs(config, batch.n_active, batch.lengths)
         last = number == config.n_layers
         deciding = last or (criterion is not None and criterion.checks(number))
@@ -572,7 +573,7 @@ def run(
         row_order = batch.upload(np.argsort(np.concatenate([ids for ids, _ in finished])))
         rows = torch.cat([rows for _, rows in finished])[row_order]
         output.states = encoder.at_exit(rows, row_layer)
-        if config.aligned:
+        if row_unit is not None:
             moved = np.bincount(row_unit[row_layer < config.n_layers], minlength=len(macs))
             macs += float(config.hidden**2) * moved
     return batch, output

@@ -51,14 +51,11 @@ def most_weight() -> float:
     RAISES (ValueError): If this torch has no int8 products.
     """
     try:
+        rows = torch.full((64, 128), 127, dtype=torch.int8)
+        rows[::2] = -127
         for most in (127, 63):
-            weight = torch.full((64, 128), most, dtype=torch.int8)
-            product = Int8Product(weight, torch.ones(64))
-            for value in (-127, 127):
-                found = product(torch.full((64, 128), value, dtype=torch.int8))
-                if not (found == 128 * value * most).all():
-                    break
-            else:
+            product = Int8Product(torch.full((64, 128), most, dtype=torch.int8), torch.ones(64))
+            if (product(rows) == most * rows.sum(1, keepdim=True)).all():
                 return float(most)
     except (AttributeError, RuntimeError) as error:
         raise ValueError(Errors.E050) from error
