@@ -83,23 +83,42 @@ def train_cli(
             else:
                 pipeline = plan["corpora"][corpus]["pipeline"]
                 start = TRAINED / corpus / own["encoder"] if "encoder" in own else None
-                _train_spacy(beside, corpus, pipeline, own["optimize"], start, n_steps)
+                if start is None:
+                    _train_spacy(beside, corpus, pipeline, own["optimize"], n_steps)
+                else:
+                    _train_spacy_transformers(beside, corpus, pipeline, start, n_steps)
             beside.rename(path)
 
 
 def _train_spacy(
-    path: Path, corpus: str, pipeline: list[str], optimize: str, encoder: Path | None, steps: int
+    path: Path,
+    corpus: str,
+    pipeline: list[str],
+    optimize: str,
+    steps: int,
+    *,
+    gpu: bool = False,
+    sources: dict[str, Path] | None = None,
+    **settings: Any,
 ) -> None:
-    """A pipeline as `spacy init config` proposes it. An encoder that was fine-tuned before stays as
-    it is: at rates that it bears the heads would need thousands of steps.
+    """A pipeline as `spacy init config` proposes it.
+
+    gpu (bool): Propose one with a transformer.
+    sources (Optional[Dict[str, Path]]): Components that go on from those of trained pipelines.
+    settings (Any): Of [training], over the proposed ones.
     """
-    config = init_config(
-        lang="en", pipeline=pipeline, optimize=optimize, gpu=encoder is not None, silent=True
-    )
+    config = init_config(lang="en", pipeline=pipeline, optimize=optimize, gpu=gpu, silent=True)
+    for name, source in (sources or {}).items():
+        config["components"][name] = {"source": str(source)}
+    config["training"].update(settings)
     path.mkdir(parents=True)
     config.to_disk(path / "base.cfg")
+    spacy_train(path / "base.cfg", path, overrides=_spacy_settings(corpus, steps, gpu))
+
+
+def _spacy_settings(corpus: str, steps: int, gpu: bool) -> dict[str, Any]:
     data = ROOT / "corpus" / corpus
-    overrides: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "paths.train": str(data / "train.spacy"),
         "paths.dev": str(data / "dev.spacy"),
         "training.max_steps": steps,
@@ -108,22 +127,49 @@ def _train_spacy(
         "corpora.train.gold_preproc": True,
         "corpora.dev.gold_preproc": True,
     }
-    if encoder is None:
-        overrides["initialize.vectors"] = None
-    else:
-        name = "components.transformer.model.name"
-        start = init_nlp(load_config(path / "base.cfg", {**overrides, name: str(encoder)}))
-        start.to_disk(path / "start")
-        config["components"]["transformer"] = {"source": str(path / "start")}
-        config.to_disk(path / "base.cfg")
-        overrides["training.frozen_components"] = ["transformer"]
-        overrides["training.annotating_components"] = ["transformer"]
-        overrides["training.optimizer.learn_rate.total_steps"] = steps
-        overrides["training.optimizer.learn_rate.warmup_steps"] = steps // 10
-        overrides["training.optimizer.learn_rate.initial_rate"] = 1e-3
-        overrides["training.accumulate_gradient"] = 1
-        overrides["training.batcher.size"] = 600
-    spacy_train(path / "base.cfg", path, overrides=overrides)
+    if not gpu:
+        settings["initialize.vectors"] = None
+    return settings
+
+
+def _train_spacy_transformers(
+    path: Path, corpus: str, pipeline: list[str], encoder: Path, steps: int
+) -> None:
+    """spacy-transformers with stock heads, on an encoder that was fine-tuned before. spaCy has one
+    learning rate for all: at those that the encoder bears, new heads would need thousands of steps.
+    So the heads learn first, the encoder as it is; then all together.
+    """
+    name = "components.transformer.model.name"
+    config = init_config(lang="en", pipeline=pipeline, optimize="accuracy", gpu=True, silent=True)
+    path.mkdir(parents=True)
+    config.to_disk(path / "start.cfg")
+    settings = {**_spacy_settings(corpus, steps, True), name: str(encoder)}
+    init_nlp(load_config(path / "start.cfg", settings)).to_disk(path / "start")
+
+    def train(part: str, sources: dict[str, Path], rate: float, **settings: Any) -> None:
+        _train_spacy(
+            path / part, corpus, pipeline, "accuracy", steps, gpu=True, sources=sources,
+            accumulate_gradient=1, batcher=BY_WORDS, optimizer=optimizer(rate, steps), **settings,
+        )  # fmt: skip
+
+    fixed = ["transformer"]
+    sources = {"transformer": path / "start"}
+    train("heads", sources, 1e-3, frozen_components=fixed, annotating_components=fixed)
+    trained = path / "heads" / "model-last"
+    train("all", {part: trained for part in ("transformer", *pipeline)}, 1e-4)
+    (path / "all" / "model-best").rename(path / "model-best")
+
+
+BY_WORDS = {"@batchers": "spacy.batch_by_words.v1", "size": 600, "tolerance": 0.2}
+
+
+def optimizer(rate: float, steps: int) -> dict[str, Any]:
+    """rate (float): The greatest learning rate. RETURNS (Dict): As in [training.optimizer]."""
+    schedule = {"@schedules": "warmup_linear.v1", "initial_rate": rate}
+    return {
+        "@optimizers": "Adam.v1",
+        "learn_rate": {**schedule, "warmup_steps": steps // 10, "total_steps": steps},
+    }
 
 
 def export_onnx(path: Path) -> None:

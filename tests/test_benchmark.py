@@ -10,6 +10,7 @@ import srsly
 from conftest import ROOT, make_examples
 from spacy.tokens import Doc, DocBin
 from test_cli import run_cli
+from typer.testing import CliRunner
 
 from spacy_earlyexit.benchmarking import LATENCY_WORDS, Row, benchmark, table
 from spacy_earlyexit.criteria import TokenExit
@@ -134,6 +135,39 @@ def test_plan_is_complete_and_leaves_out_what_is_not_trained(tmp_path, monkeypat
     assert [row.system for row in rows] == ["Hugging Face", *["ONNX Runtime"] * 2, *["ours"] * 10]
     assert rows[-1].setting == "sentence-3x int8" and rows[-1].baseline == "ours, full int8"
     assert "benchmarks/wnut17/cut-3 is missing" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.slow
+def test_train_and_quick_run(encoder, corpus, tmp_path, monkeypatch):
+    """What `make benchmark` does behind the workflows, with two steps and 32 documents."""
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    monkeypatch.setattr(script, "TRAINED", tmp_path / "training" / "benchmarks")
+    (tmp_path / "corpus" / "wnut17").mkdir(parents=True)
+    for part in ("train", "dev", "test"):
+        (tmp_path / "corpus" / "wnut17" / f"{part}.spacy").write_bytes(corpus.read_bytes())
+    plan = srsly.read_yaml(script.PLAN)
+    systems = [name for name in plan["train"] if name != "cut-6"]  # the encoder has 4 layers
+    args = ("--encoder", str(encoder), "--corpora", "wnut17", "--systems", ",".join(systems))
+    code, out = invoke("train", *args, "--steps", "2")
+    assert code == 0, out
+    trained = tmp_path / "training" / "benchmarks" / "wnut17"
+    assert sorted(path.name for path in trained.iterdir()) == sorted(systems)
+    nlp = spacy.load(trained / "spacy-transformers" / "model-best")
+    assert nlp.pipe_names == ["transformer", "ner"]
+    figures = tmp_path / "figures" / "latest.json"
+    code, out = invoke("run", "--corpora", "wnut17", "--quick", "--json", str(figures))
+    assert code == 0, out
+    rows = json.loads(figures.read_text())["rows"]
+    assert {row["system"] for row in rows} == {
+        row["system"] for row in plan["rows"] if row.get("use") in systems
+    }
+    assert figures.with_suffix(".md").exists() and figures.with_suffix(".svg").exists()
+
+
+def invoke(*args):
+    result = CliRunner().invoke(script.app, args)
+    return result.exit_code, f"{result.output}{result.exception or ''}"
 
 
 def test_table_and_picture_of_results(tmp_path):
