@@ -16,6 +16,7 @@ from spacy.training.initialize import init_nlp
 from spacy.util import load_config
 from systems import train_plain  # also makes the scripts importable
 from wasabi import msg
+from weasel.util.config import load_project_config
 
 from report import replace_block  # isort: skip
 from spacy_earlyexit.benchmarking import Row, benchmark, table
@@ -42,13 +43,14 @@ def train_cli(
     encoder: Annotated[str, typer.Option(help="Hub name or folder of a Hugging Face encoder")],
     corpora: Only = "",
     systems: Annotated[str, typer.Option(help="Names of systems, with commas; all")] = "",
-    learn_rate: float = 3e-4,
-    head_scale: float = 100.0,
     mixed_precision: Annotated[bool, typer.Option(help="Train with bfloat16 products")] = False,
     steps: Annotated[int, typer.Option(help="So many steps for all, for tests; 0: the plan's")] = 0,
 ) -> None:
-    """Train what the plan names and is not there yet."""
+    """Train what the plan names and is not there yet. Plain encoders have the budget of stage 1 and
+    its rates (project.yml).
+    """
     plan = srsly.read_yaml(PLAN)
+    settings = load_project_config(PLAN.parent.parent)["vars"]
     for corpus in _chosen(corpora, plan["corpora"]):
         for name in _chosen(systems, plan["train"]):
             own, path = plan["train"][name], TRAINED / corpus / name
@@ -59,7 +61,7 @@ def train_cli(
             beside = path.with_name(f".{name}.tmp")
             shutil.rmtree(beside, ignore_errors=True)
             task = plan["corpora"][corpus]["task"]
-            n_steps = steps or own["steps"]
+            n_steps = steps or own.get("steps") or settings[corpus]["stage1"]
             if own["kind"] == "plain":
                 data = ROOT / "corpus" / corpus
                 metrics = train_plain.train_plain(
@@ -70,8 +72,8 @@ def train_cli(
                     test=train_plain.read_docs(data / "test.spacy"),
                     epochs=100,
                     batch_words=400,
-                    learn_rate=learn_rate,
-                    head_scale=head_scale,
+                    learn_rate=settings["learn_rate"],
+                    head_scale=settings["plain_head_scale"][task],
                     max_steps=n_steps,
                     layers=own.get("layers"),
                     save=beside,

@@ -67,6 +67,16 @@ def test_runs_what_has_no_result_yet(calls, tmp_path):
     assert runner.invoke(script.app, ["run", "--encoder", "e", "--corpora", "x"]).exit_code == 1
 
 
+def test_takes_what_the_benchmark_has_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    assert script.of_benchmark("ewt", "tag", 4) is None
+    trained = tmp_path / "training" / "benchmarks" / "ewt" / "cut-4"
+    trained.mkdir(parents=True)
+    (trained / "metrics.json").write_text(json.dumps({"task": "tag", "test": {"acc": 0.9}}))
+    assert script.of_benchmark("ewt", "tag", 4) == {"task": "tag", "test": {"acc": 0.9}}
+    assert script.of_benchmark("ewt", "ner", 4) is None, "it was trained for tags"
+
+
 def test_table_has_mean_and_spread_over_seeds(tmp_path):
     for seed, more in ((0, 0.0), (1, 0.02)):
         plain = {"test": {"f": 0.4 + more}}
