@@ -106,4 +106,4 @@ def test_table_has_mean_and_spread_over_seeds(tmp_path):
 
 def test_says_when_there_is_nothing(tmp_path):
     run = runner.invoke(script.app, ["table", "--results", str(tmp_path)])
-    assert run.exit_code == 1 and "scripts/results.py run" in run.output
+    assert run.exit_code == 1 and "scripts/results.py run" in " ".join(run.output.split())
