@@ -1,6 +1,7 @@
 """Compare what gives way where names and words cross: see `wins` of earlyexit_segmenter."""
 
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated
 
 import spacy
@@ -24,19 +25,21 @@ def compare_cli(
         msg.fail(f"{pipeline} needs one earlyexit_segmenter, but has {len(segmenters)}", exits=1)
     transformer = find_transformer(nlp)
     examples = list(Corpus(dev_path, limit=limit)(nlp))
-    settings = {"full depth": None, **{name: name for name in transformer.points}}
+    settings = {"full": None, **{name: name for name in transformer.points}}
     lines = []
     for winner in WINNERS:
         segmenters[0].wins = winner
         for row in measure_points(nlp, transformer, examples, settings, repeats=0):
             scores = [row["scores"].get(key) for key in ("token_f", "ents_f")]
+            known = [score for score in scores if score is not None]
+            scores.append(fmean(known) if known else None)
             shown = ["" if score is None else f"{100 * score:.2f}" for score in scores]
             lines.append([winner, row["point"], *shown])
     msg.table(
         lines,
-        header=["wins", "exit", "segmentation F1", "NER F1"],
+        header=["wins", "exit", "segmentation F1", "NER F1", "mean"],
         divider=True,
-        aligns=["l", "l", "r", "r"],
+        aligns=["l", "l", "r", "r", "r"],
     )
 
 
