@@ -282,7 +282,7 @@ def markdown(results: dict[str, Any]) -> str:
         f"{results['date']}, commit {results['commit']}; {documents} test documents, medians of "
         f"{results['repeats']} rounds (least and greatest in brackets)."
     )
-    versus = "Early exit: the fastest of ours that loses 1.0 of the score at most."
+    versus = "Early exit: the fastest of ours that loses 1.0 of each score at most."
     return "\n\n".join([head, _table(*table(results), 3), versus, _table(*comparisons(results), 2)])
 
 

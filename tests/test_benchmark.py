@@ -194,6 +194,7 @@ def test_comparisons_take_the_fastest_that_loses_little():
     def row(system, setting, score, words, **more):
         base = {"system": system, "setting": setting, "corpus": "c", "score": score}
         base |= {"words_per_second": words, "peak_mb": 100.0, "latency_ms": 1e4 / words}
+        base["tag_acc"] = None
         return base | {"mac_speedup": 2.0, "wall_speedup": 1.0, **more}
 
     rows = [
@@ -219,6 +220,14 @@ def test_comparisons_take_the_fastest_that_loses_little():
     at_2x = "score at 2x less that of a cut encoder of the same speed"
     assert found[at_2x] == ("+5.00", "yes"), "half way between 50 and 40"
     assert comparisons.comparisons({"rows": rows[:3]})[1] == []
+    # Where there are tags, they must not be lost either, and cut encoders that tag compare by them.
+    tags = [0.9, 0.9, 0.8, 0.9, 0.9, 0.88, 0.9, 0.9]
+    rows = [{**own, "tag_acc": acc} for own, acc in zip(rows, tags, strict=True)]
+    lines = [line[1:4] for line in comparisons.comparisons({"rows": rows})[1]]
+    early = "words/s, early exit in float32 (2x float32) to spacy-transformers"
+    assert [early, "≥ 6×", "3.00×"] in lines
+    at_2x = "tag accuracy at 2x less that of a cut encoder of the same speed"
+    assert [at_2x, "> 0", "+5.00"] in lines
 
 
 @pytest.mark.slow
