@@ -175,7 +175,7 @@ def result_path(results: Path, corpus: str, system: str, seed: int) -> Path:
 @app.command("table")
 def table_cli(
     results: Results = RESULTS,
-    page: Annotated[Path | None, typer.Option(help="Replace the table in this file")] = None,
+    page: Annotated[list[Path], typer.Option(help="Replace the table in these files")] = [],  # noqa: B006
     plot: Annotated[Path | None, typer.Option(help="Draw the scores here (.svg, .png)")] = None,
 ) -> None:
     """Print mean and spread of what there is: test scores at full depth and at MAC speed-ups."""
@@ -186,23 +186,32 @@ def table_cli(
         msg.fail(f"There is nothing in {results}: scripts/results.py run", exits=1)
     header, rows = table(found)
     print(text_table(rows, header=header, divider=True, max_col=60))
-    if page is not None:
-        replace_block(page, "results all", markdown_table(header, rows))
+    for path in page:
+        replace_block(path, "results all", markdown_table(header, rows))
     if plot is not None:
         draw(found, plot)
 
 
-# By corpus and score, then system, then setting: a score per seed.
-Found = dict[tuple[str, str], dict[str, dict[str, list[float]]]]
+class Cell(NamedTuple):
+    """score, speedup (float): Of one seed on test; the speed-up in MACs that was reached there."""
+
+    score: float
+    speedup: float
+
+
+# By corpus and score, then system, then setting: a cell per seed.
+Systems = dict[str, dict[str, list[Cell]]]
+Found = dict[tuple[str, str], Systems]
 
 
 def collect(paths: Iterable[Path]) -> Found:
     """paths (Iterable[Path]): Results, as result_path names them."""
     found: Found = {}
 
-    def add(corpus: str, key: str, system: str, setting: str, score: float) -> None:
+    def add(corpus: str, key: str, system: str, setting: str, score: float, speedup: float) -> None:
         of_score = found.setdefault((corpus, key), {})
-        of_score.setdefault(system, {}).setdefault(setting, []).append(score)
+        cells = of_score.setdefault(system, {}).setdefault(setting, [])
+        cells.append(Cell(score, speedup))
 
     for path in paths:
         match = re.fullmatch(rf"({'|'.join(CORPORA)})-(\w+?)(?:-(\w+))?-(\d+)", path.stem)
@@ -216,27 +225,29 @@ def collect(paths: Iterable[Path]) -> Found:
                 if row["point"] != "full" and point not in SPEEDUPS:
                     continue
                 for key in CORPORA[corpus].tasks.values():
+                    score, speedup = row["scores"][key], row["exit_speedup"]
                     if row["point"] == "full":
                         for each in ("token", "sentence"):
                             name = f"{STAGES[system]}, {each} exit"
-                            add(corpus, key, name, FULL, row["scores"][key])
+                            add(corpus, key, name, FULL, score, 1.0)
                     else:
                         name = f"{STAGES[system]}, {kind or 'token'} exit"
-                        add(corpus, key, name, point, row["scores"][key])
+                        add(corpus, key, name, point, score, speedup)
         else:
             key = CORPORA[corpus].tasks[task]
             score = result["test"][SCORES[key][1]]
             if system == "plain":
-                add(corpus, key, "cut and fine-tuned", FULL, score)
+                add(corpus, key, "cut and fine-tuned", FULL, score, 1.0)
             else:
                 at = {f"cut{layers}": speedup for speedup, layers in CUTS.items()}[system]
-                add(corpus, key, "cut and fine-tuned", at, score)
+                add(corpus, key, "cut and fine-tuned", at, score, float(at[:-1]))
     return found
 
 
 def table(found: Found) -> tuple[list[str], list[list[str]]]:
     """RETURNS (Tuple[List[str], List[List[str]]]): Header and rows: per corpus, score and system
-    the mean over seeds, its standard deviation, and the number of seeds.
+    the mean over seeds, its standard deviation, in brackets the mean speed-up on test, and the
+    number of seeds.
     """
     header = ["corpus", "score", "system", FULL, *(s.replace("x", "×") for s in SPEEDUPS), "seeds"]
     rows = []
@@ -249,17 +260,24 @@ def table(found: Found) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _ordered(found: Found) -> list[tuple[tuple[str, str], dict[str, dict[str, list[float]]]]]:
+def _ordered(found: Found) -> list[tuple[tuple[str, str], Systems]]:
     corpora, scores = list(CORPORA), list(SCORES)
     ranked = sorted(found, key=lambda pair: (corpora.index(pair[0]), scores.index(pair[1])))
     return [(pair, dict(sorted(found[pair].items()))) for pair in ranked]
 
 
-def _cell(scores: list[float]) -> str:
-    if not scores:
+def _cell(cells: list[Cell]) -> str:
+    if not cells:
         return ""
-    mean = f"{100 * fmean(scores):.2f}"
-    return f"{mean} ± {100 * stdev(scores):.2f}" if len(scores) > 1 else mean
+    text = f"{100 * fmean(cell.score for cell in cells):.2f}"
+    if len(cells) > 1:
+        text += f" ± {_spread(cells):.2f}"
+    speedup = fmean(cell.speedup for cell in cells)
+    return text if speedup == 1.0 else f"{text} ({speedup:.2f}×)"
+
+
+def _spread(cells: list[Cell]) -> float:
+    return 100 * stdev(cell.score for cell in cells) if len(cells) > 1 else 0.0
 
 
 def draw(found: Found, path: Path) -> None:
@@ -268,14 +286,17 @@ def draw(found: Found, path: Path) -> None:
 
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 3.6 * len(found)), layout="constrained")
-    panels = figure.subplots(len(found), squeeze=False)[:, 0]
-    for axes, ((corpus, key), systems) in zip(panels, _ordered(found), strict=True):
+    n_rows = -(-len(found) // 2)
+    figure = Figure(figsize=(11, 3.4 * n_rows), layout="constrained")
+    panels = figure.subplots(n_rows, 2, squeeze=False).ravel()
+    for axes in panels[len(found) :]:
+        axes.set_axis_off()
+    for axes, ((corpus, key), systems) in zip(panels, _ordered(found), strict=False):
         for system, settings in systems.items():
             at = [s for s in (FULL, *SPEEDUPS) if s in settings]
-            x = [1.0 if s == FULL else float(s[:-1]) for s in at]
-            y = [100 * fmean(settings[s]) for s in at]
-            spread = [100 * (stdev(settings[s]) if len(settings[s]) > 1 else 0.0) for s in at]
+            x = [fmean(cell.speedup for cell in settings[s]) for s in at]
+            y = [100 * fmean(cell.score for cell in settings[s]) for s in at]
+            spread = [_spread(settings[s]) for s in at]
             axes.errorbar(x, y, yerr=spread, marker="o", capsize=2, label=system)
         title = f"{CORPORA[corpus].title}: {SCORES[key][0]}"
         axes.set(xlabel="MAC speed-up", ylabel="%", title=title, xticks=[1, 2, 3, 4])
