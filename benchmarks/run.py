@@ -1,6 +1,8 @@
 """The benchmark: train what it compares (once), time it (always anew), write table and figures."""
 
+import gc
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +14,7 @@ import typer
 from comparisons import comparisons
 from spacy.cli.init_config import init_config
 from spacy.cli.train import train as spacy_train
+from spacy.language import Language
 from spacy.training.initialize import init_nlp
 from spacy.util import load_config
 from systems import train_plain  # also makes the scripts importable
@@ -88,7 +91,8 @@ def train_cli(
                 if start is None:
                     _train_spacy(beside, corpus, pipeline, own["optimize"], n_steps)
                 else:
-                    _train_spacy_transformers(beside, corpus, pipeline, start, n_steps)
+                    whole = min(n_steps, own["whole"].get(corpus, 0))
+                    _train_spacy_transformers(beside, corpus, pipeline, start, n_steps, whole)
             beside.rename(path)
 
 
@@ -135,11 +139,13 @@ def _spacy_settings(corpus: str, steps: int, gpu: bool) -> dict[str, Any]:
 
 
 def _train_spacy_transformers(
-    path: Path, corpus: str, pipeline: list[str], encoder: Path, steps: int
+    path: Path, corpus: str, pipeline: list[str], encoder: Path, steps: int, whole: int
 ) -> None:
     """spacy-transformers with stock heads, on an encoder that was fine-tuned before. spaCy has one
     learning rate for all: at those that the encoder bears, new heads would need thousands of steps.
-    So the heads learn first, the encoder as it is; then all together.
+    So the heads learn, the encoder as it is.
+
+    whole (int): Then all learn together for so many steps.
     """
     name = "components.transformer.model.name"
     config = init_config(lang="en", pipeline=pipeline, optimize="accuracy", gpu=True, silent=True)
@@ -148,30 +154,44 @@ def _train_spacy_transformers(
     settings = {**_spacy_settings(corpus, steps, True), name: str(encoder)}
     init_nlp(load_config(path / "start.cfg", settings)).to_disk(path / "start")
 
-    def train(part: str, sources: dict[str, Path], rate: float, **settings: Any) -> None:
-        _train_spacy(
-            path / part, corpus, pipeline, "accuracy", steps, gpu=True, sources=sources,
-            accumulate_gradient=1, batcher=BY_WORDS, optimizer=optimizer(rate, steps), **settings,
-        )  # fmt: skip
-
     fixed = ["transformer"]
-    sources = {"transformer": path / "start"}
-    train("heads", sources, 1e-3, frozen_components=fixed, annotating_components=fixed)
-    trained = path / "heads" / "model-last"
-    train("all", {part: trained for part in ("transformer", *pipeline)}, 1e-4)
-    (path / "all" / "model-best").rename(path / "model-best")
+    _train_spacy(
+        path / "heads", corpus, pipeline, "accuracy", steps, gpu=True,
+        sources={"transformer": path / "start"}, frozen_components=fixed,
+        annotating_components=fixed, **_own_training(1e-3, steps),
+    )  # fmt: skip
+    if whole:
+        trained = path / "heads" / "model-last"
+        sources = {part: trained for part in ("transformer", *pipeline)}
+        _train_spacy(
+            path / "whole", corpus, pipeline, "accuracy", whole, gpu=True, sources=sources,
+            **_own_training(1e-4, whole),
+        )  # fmt: skip
+    (path / ("whole" if whole else "heads") / "model-best").rename(path / "model-best")
 
 
-BY_WORDS = {"@batchers": "spacy.batch_by_words.v1", "size": 600, "tolerance": 0.2}
-
-
-def optimizer(rate: float, steps: int) -> dict[str, Any]:
-    """rate (float): The greatest learning rate. RETURNS (Dict): As in [training.optimizer]."""
+def _own_training(rate: float, steps: int) -> dict[str, Any]:
+    """rate (float): The greatest. RETURNS (Dict[str, Any]): Settings of [training]."""
     schedule = {"@schedules": "warmup_linear.v1", "initial_rate": rate}
+    schedule |= {"warmup_steps": steps // 10, "total_steps": steps}
     return {
-        "@optimizers": "Adam.v1",
-        "learn_rate": {**schedule, "warmup_steps": steps // 10, "total_steps": steps},
+        "accumulate_gradient": 1,
+        "batcher": {"@batchers": "spacy.batch_by_words.v1", "size": 400, "tolerance": 0.2},
+        "optimizer": {"@optimizers": "Adam.v1", "learn_rate": schedule},
+        "before_update": {"@callbacks": "benchmarks.collect_garbage.v1"},
     }
+
+
+@spacy.registry.callbacks("benchmarks.collect_garbage.v1")
+def collect_garbage() -> Callable[[Language, dict[str, Any]], None]:
+    """Reference cycles hold the graphs of spacy-transformers' batches: memory fills up before
+    Python looks for them by itself.
+    """
+
+    def collect(nlp: Language, info: dict[str, Any]) -> None:
+        gc.collect()
+
+    return collect
 
 
 def export_onnx(path: Path) -> None:

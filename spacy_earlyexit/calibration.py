@@ -404,7 +404,9 @@ def calibrate(
         at = [run for run in fast if abs(run.speedup / speedup - 1) <= TOLERANCE]
         over = [run for run in fast if run.speedup > speedup]
         if at or over:  # words leave in steps: what is a little faster may be as near as it gets
-            points[search.speed_point(speedup)] = _choose(at) if at else min(over, key=_speedup)
+            points[search.speed_point(speedup)] = (
+                _choose(at, full) if at else min(over, key=_speedup)
+            )
     for loss in search.max_losses:
         enough = [run for run in fast if _loses_at_most(loss, full, run)]
         if enough:
@@ -428,31 +430,45 @@ def _of_each_window(ranked: Sequence[Candidate]) -> list[Candidate]:
     return list(dict.fromkeys([best[0], largest, *best, *ranked]))
 
 
-def _choose(runs: Sequence[Measurement]) -> Measurement:
-    """Of the runs that dev can't tell from the best one, that with the largest window: small ones
-    carry over worse to other text. This is the one-standard-error rule (Breiman et al. 1984;
-    Hastie et al. 2009, section 7.10), with the error of the difference, since all runs are over
-    the same documents. Where no error is known (see standard_error), the best score.
+def _choose(runs: Sequence[Measurement], full: Measurement) -> Measurement:
+    """Of the runs that dev can't tell from the best one in any score, that with the largest window:
+    small ones carry over worse to other text. This is the one-standard-error rule (Breiman et al.
+    1984; Hastie et al. 2009, section 7.10), with the error of the difference, since all runs are
+    over the same documents.
+
+    The best one: scores count by how surely dev knows them, each in units of its standard error.
+    Their mean would be ruled by the noisiest. Where an error is not known (see standard_error), it
+    is the mean, and nothing may be lost of that score.
 
     runs (Sequence[Measurement]): Runs of about the same speed-up, with their hits.
+    full (Measurement): Full depth.
     RETURNS (Measurement): One of them.
     """
-    best = max(runs, key=_score)
+    errors = {
+        key: float(np.median([standard_error(full.hits, run.hits, key) for run in runs]))
+        for key in full.scores
+    }
+
+    def worth(run: Measurement) -> float:
+        if not all(errors.values()):
+            return run.score
+        return sum(run.scores[key] / error for key, error in errors.items())
+
+    best = max(runs, key=worth)
     alike = [
         run
         for run in runs
-        if best.score - run.score <= standard_error(best.hits, run.hits, best.scores)
+        if all(
+            score - run.scores[key] <= standard_error(best.hits, run.hits, key)
+            for key, score in best.scores.items()
+        )
     ]
-    return max(alike, key=lambda run: (_window(run), run.score))
+    return max(alike, key=lambda run: (_window(run), worth(run)))
 
 
 def _window(run: Measurement) -> float:
     """Of token exit; a whole sentence is the largest window there is."""
     return run.criterion.window if isinstance(run.criterion, TokenExit) else math.inf
-
-
-def _score(run: Measurement) -> float:
-    return run.score
 
 
 def _speedup(run: Measurement) -> float:

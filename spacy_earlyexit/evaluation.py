@@ -3,7 +3,7 @@
 import platform
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -264,18 +264,17 @@ def paired_losses(
 
 
 def standard_error(
-    base: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], scores: Collection[str]
+    base: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray], score: str
 ) -> float:
-    """How far chance alone moves what another setting loses in the mean of the scores: the standard
-    deviation over the resamples of paired_losses (Efron and Tibshirani 1993, chapter 6).
+    """How far chance alone moves what another setting loses of a score: the standard deviation over
+    the resamples of paired_losses (Efron and Tibshirani 1993, chapter 6).
 
     base, other (Mapping[str, ndarray]): Of count_hits.
-    scores (Collection[str]): Which scores. Of what count_hits does not know no error is known, and
-        none is assumed.
-    RETURNS (float): The standard error; 0 if count_hits knows none of the scores.
+    score (str): Which one.
+    RETURNS (float): The standard error; 0 if count_hits does not know the score.
     """
-    losses = [resampled for _, resampled in _resampled_losses(base, other, scores).values()]
-    return float(np.std(np.sum(losses, axis=0))) / len(scores) if losses else 0.0
+    losses = _resampled_losses(base, other, [score])
+    return float(np.std(losses[score][1])) if losses else 0.0
 
 
 def _resampled_losses(
