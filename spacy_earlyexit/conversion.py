@@ -29,15 +29,20 @@ from .pipeline.transformer import EarlyExitTransformer
 from .training.own_labels import prepare, read, tokens_of
 
 LABELS = ("fill", "gold", "own")
-# In stage 1 only linear classifiers learn, which bear the rate that configs/joint.cfg gives them.
-STAGE1_RATE = 3e-4
-OFFRAMP_LR_SCALE = 10.0
+# Rates, draws and halting rules are those of configs/listeners_*.cfg: heads and off-ramps learn ten
+# times as fast as the encoder. In stage 1 only the off-ramps do, from nothing; at a tenth of this
+# rate they find no names for epochs.
+STAGE1_RATE = 0.03
+ENCODER_LR_SCALE = 0.1
+HALTING = {"special_share": 0.5, "reach": 2, "mean_pieces": True, "offramp_context": 1}
+LOSS = {"@misc": "spacy-earlyexit.JointLoss.v1", "layer_weights": "uniform"}
 SELF_SAMPLING = {
     "@misc": "spacy-earlyexit.SelfSampling.v1",
-    "windows": [1, 2, 3, 4, 5, 6, 7],
-    "thresholds": [0.01, 0.03, 0.05, 0.1, 0.15, 0.2, 0.25],
+    "windows": [0, 1, 2],
+    "thresholds": [0.002, 0.005, 0.01, 0.02, 0.04],
+    "schedule": "linear",
     "aggressive": 0.2,
-    "full_depth": 0.4,
+    "full_depth": 0.2,
 }
 
 
@@ -61,7 +66,7 @@ def convert(
     stage1_steps: int = 200,
     stage2_steps: int = 400,
     batch_words: int = 400,
-    learn_rate: float = 5e-5,
+    learn_rate: float = 1e-3,
     speedups: Sequence[float] = (2.0, 3.0, 4.0),
     point: str = "2x",
     repeats: int = 3,
@@ -83,7 +88,7 @@ def convert(
     stage1_steps, stage2_steps (int): Steps of both stages; without stage 2, only the off-ramps are
         new.
     batch_words (int): Words of a training batch.
-    learn_rate (float): Of stage 2.
+    learn_rate (float): Of heads and off-ramps in stage 2; the encoder's is a tenth of it.
     speedups (Sequence[float]): MAC speed-ups of the operating points.
     point (str): The operating point in force in the new pipeline, or "full".
     repeats (int): Timed rounds; 0 for scores only.
@@ -233,6 +238,7 @@ def swap(
     stock.model.tokenizer.save_pretrained(folder)
     config = {
         "self_sampling": SELF_SAMPLING,
+        "loss": LOSS,
         "max_batch_items": block["max_batch_items"],
         "set_extra_annotations": block["set_extra_annotations"],
         "model": {
@@ -241,9 +247,10 @@ def swap(
             "get_spans": block["model"]["get_spans"],
             "tokenizer_config": block["model"]["tokenizer_config"],
             "transformer_config": block["model"].get("transformer_config", {}),
-            "encoder_lr_scale": 1.0,
-            "offramp_lr_scale": OFFRAMP_LR_SCALE,
+            "encoder_lr_scale": ENCODER_LR_SCALE,
+            "offramp_lr_scale": 1.0,
             "align_exits": True,
+            **HALTING,
         },
         "scorer": {
             "@scorers": "spacy-earlyexit.exit_scorer.v1",
@@ -262,7 +269,7 @@ def swap(
 
 
 def train_offramps(nlp: Language, *, steps: int, folder: Path, **settings: Any) -> Language:
-    """Stage 1. RETURNS (Language): The best checkpoint, in which nothing but off-ramps is new."""
+    """Stage 1. RETURNS (Language): The last checkpoint, in which nothing but off-ramps is new."""
     transformer = find_transformer(nlp)
     transformer.self_sampling = None
     # Not a rate of 0: no gradient has to go through the encoder, nor counts when it is clipped.
@@ -293,12 +300,13 @@ def train(
     seed: int,
     gpu_id: int,
 ) -> Language:
-    """Train with spaCy's loop, choosing the checkpoint by exit_score.
+    """Train with spaCy's loop. In stage 2 exit_score chooses the checkpoint; in stage 1 it says
+    nothing of the off-ramps, since the heads cannot read rows of early layers yet.
 
     nlp (Language): The pipeline; changed.
     learning (Sequence[str]): The components that learn, the transformer first.
     folder (Path): With train.spacy and dev.spacy; checkpoints go into it.
-    RETURNS (Language): The best checkpoint.
+    RETURNS (Language): The pipeline of the checkpoint.
     """
     front = nlp.pipe_names[: nlp.pipe_names.index(learning[0])]
     scorer = nlp.get_pipe_config(learning[0])["scorer"]
@@ -362,7 +370,7 @@ def train(
     path = folder / f"stage{stage}"
     path.mkdir()
     spacy_train(nlp, path, use_gpu=gpu_id)
-    return spacy.load(path / "model-best")
+    return spacy.load(path / ("model-last" if stage == 1 else "model-best"))
 
 
 def compare(systems: Sequence[System], dev_path: Path, *, repeats: int) -> list[dict[str, Any]]:

@@ -50,8 +50,9 @@ def convert_cli(
     ] = 400,
     batch_words: Annotated[int, typer.Option(help="Words of a training batch", min=1)] = 400,
     learn_rate: Annotated[
-        float, typer.Option(help="Learning rate of stage 2 (off-ramps: ten times as much)")
-    ] = 5e-5,
+        float,
+        typer.Option(help="Learning rate of heads and off-ramps in stage 2 (encoder: a tenth)"),
+    ] = 1e-3,
     speedups: Annotated[
         str, typer.Option(help="MAC speed-ups of the operating points, with commas")
     ] = "2,3,4",
