@@ -249,6 +249,7 @@ def page_cli(
     """Put the tables of the last run into a page, and draw its picture anew."""
     results = srsly.read_json(figures)
     replace_block(page, "benchmark", markdown(results).strip())
+    write_bytes(figures.with_suffix(".md"), markdown(results).encode())
     plot(results, figures.with_suffix(".svg"))
 
 

@@ -174,10 +174,14 @@ def _serve(connection: Connection, row: Row, limit: int, threads: int) -> None:
 
 
 def _scores(examples: Sequence[Example]) -> dict[str, Any]:
-    """Scores of what the gold annotates, in [0, 1], and the MAC speed-up if there is one."""
+    """Scores of what the gold annotates, in [0, 1], and the MAC speed-up if there is one. Names only
+    of systems that look for them.
+    """
     from spacy.scorer import Scorer, get_ner_prf
 
-    found: dict[str, Any] = {"ents_f": get_ner_prf(examples)["ents_f"]}
+    found: dict[str, Any] = {}
+    if any(eg.predicted.has_annotation("ENT_IOB") for eg in examples):
+        found["ents_f"] = get_ner_prf(examples)["ents_f"]
     for attribute in ("tag", "pos"):
         found.update(Scorer.score_token_attr(examples, attribute))
     scores = {key: value for key, value in found.items() if key in _SCORES and value is not None}
