@@ -174,8 +174,8 @@ def _serve(connection: Connection, row: Row, limit: int, threads: int) -> None:
 
 
 def _scores(examples: Sequence[Example]) -> dict[str, Any]:
-    """Scores of what the gold annotates, in [0, 1], and the MAC speed-up if there is one. Names only
-    of systems that look for them.
+    """Scores of what the gold annotates, in [0, 1], names only of systems that look for them; and the
+    MAC speed-up if there is one.
     """
     from spacy.scorer import Scorer, get_ner_prf
 
