@@ -174,8 +174,9 @@ def _serve(connection: Connection, row: Row, limit: int, threads: int) -> None:
 
 
 def _scores(examples: Sequence[Example]) -> dict[str, Any]:
-    """Scores of what the gold annotates, in [0, 1], names only of systems that look for them; and the
-    MAC speed-up if there is one.
+    """Scores in [0, 1] of what the gold annotates, and the MAC speed-up if there is one.
+
+    Names count only where a system looks for them.
     """
     from spacy.scorer import Scorer, get_ner_prf
 
