@@ -324,8 +324,11 @@ def plot(results: dict[str, Any], path: Path) -> None:
     for corpus in dict.fromkeys(row["corpus"] for row in results["rows"]):
         for key, name in (("score", "score"), ("tag_acc", "tag accuracy")):
             own = [r for r in results["rows"] if r["corpus"] == corpus and r[key] is not None]
-            if own and not (key == "tag_acc" and all(r["score"] == r["tag_acc"] for r in own)):
+            if key == "score":  # of systems that only tag it is that of tags
+                own = [r for r in own if r["score"] != r["tag_acc"]]
+            if own:
                 panels.append((corpus, key, name, own))
+    names = list(dict.fromkeys(_series(row) for row in results["rows"]))
     figure = Figure(figsize=(7, 4.2 * len(panels)), layout="constrained")
     for axes, (corpus, key, name, own) in zip(
         figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True
@@ -333,7 +336,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
         for series in dict.fromkeys(_series(row) for row in own):
             points = [row for row in own if _series(row) == series]
             x = [row["words_per_second"] for row in points]
-            axes.plot(x, [100 * row[key] for row in points], "o", label=series)
+            y = [100 * row[key] for row in points]
+            axes.plot(x, y, "o", color=f"C{names.index(series)}", label=series)
             if not series.startswith("ours"):
                 continue
             side = 1 if "float32" in series else -1  # above or below

@@ -286,6 +286,7 @@ def draw(found: Found, path: Path) -> None:
 
     from matplotlib.figure import Figure
 
+    names = sorted({name for systems in found.values() for name in systems})
     n_rows = -(-len(found) // 2)
     figure = Figure(figsize=(11, 3.4 * n_rows), layout="constrained")
     panels = figure.subplots(n_rows, 2, squeeze=False).ravel()
@@ -297,7 +298,8 @@ def draw(found: Found, path: Path) -> None:
             x = [fmean(cell.speedup for cell in settings[s]) for s in at]
             y = [100 * fmean(cell.score for cell in settings[s]) for s in at]
             spread = [_spread(settings[s]) for s in at]
-            axes.errorbar(x, y, yerr=spread, marker="o", capsize=2, label=system)
+            colour = f"C{names.index(system)}"
+            axes.errorbar(x, y, spread, marker="o", capsize=2, color=colour, label=system)
         title = f"{CORPORA[corpus].title}: {SCORES[key][0]}"
         axes.set(xlabel="MAC speed-up", ylabel="%", title=title, xticks=[1, 2, 3, 4])
         axes.spines[["top", "right"]].set_visible(False)
