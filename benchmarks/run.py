@@ -357,7 +357,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
         axes.xaxis.set_minor_formatter("")
         axes.margins(y=0.15)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8, loc="lower left")
+        axes.legend(frameon=False, fontsize=8, loc="best")
     content = BytesIO()
     figure.savefig(content, format="svg", metadata={"Date": None})
     write_bytes(path, content.getvalue())
