@@ -229,20 +229,48 @@ def count_hits(examples: Sequence[Example]) -> dict[str, np.ndarray]:
         items of each document, shape (n_docs, 3); nothing where the gold has no annotation.
     """
     kinds: dict[str, tuple[str, Callable[[Doc], set[Any]]]] = {
-        "ents_f": ("ENT_IOB", lambda doc: {(e.start_char, e.end_char, e.label) for e in doc.ents}),
         "tag_acc": ("TAG", lambda doc: {(t.idx, len(t), t.tag) for t in doc}),
         "pos_acc": ("POS", lambda doc: {(t.idx, len(t), t.pos) for t in doc}),
         "token_f": ("ORTH", lambda doc: {(t.idx, len(t)) for t in doc if not t.is_space}),
     }
-    found = {}
+    found = {"ents_f": _count(examples, "ENT_IOB", _entities)}
     for key, (attribute, items) in kinds.items():
-        counts = np.zeros((len(examples), 3), dtype=np.int64)
-        for row, eg in zip(counts, examples, strict=True):
-            if eg.reference.has_annotation(attribute):
-                predicted, gold = items(eg.predicted), items(eg.reference)
-                row[:] = len(predicted & gold), len(predicted), len(gold)
-        found[key] = counts
+
+        def both(eg: Example, of: Callable[[Doc], set[Any]] = items) -> tuple[set[Any], set[Any]]:
+            return of(eg.predicted), of(eg.reference)
+
+        found[key] = _count(examples, attribute, both)
     return found
+
+
+def _count(
+    examples: Sequence[Example],
+    attribute: str,
+    items: Callable[[Example], tuple[set[Any], set[Any]]],
+) -> np.ndarray:
+    """attribute (str): What has to be annotated in the gold.
+    items (Callable): Predicted and gold items of an example.
+    RETURNS (ndarray): Hits, predicted and gold items of each document, shape (n_docs, 3).
+    """
+    counts = np.zeros((len(examples), 3), dtype=np.int64)
+    for row, eg in zip(counts, examples, strict=True):
+        if eg.reference.has_annotation(attribute):
+            predicted, gold = items(eg)
+            row[:] = len(predicted & gold), len(predicted), len(gold)
+    return counts
+
+
+def _entities(eg: Example) -> tuple[set[Any], set[Any]]:
+    """Predicted and gold entities, both in gold tokens, as spaCy's get_ner_prf compares them: where
+    words are cut differently, a predicted one is that of the gold tokens that it touches.
+    """
+    to_gold = eg.alignment.x2y
+    predicted = set()
+    for ent in eg.predicted.ents:
+        at = to_gold[ent.start : ent.end]
+        if len(at):
+            predicted.add((ent.label_, int(at[0]), int(at[-1]) + 1))
+    return predicted, {(ent.label_, ent.start, ent.end) for ent in eg.reference.ents}
 
 
 def paired_losses(

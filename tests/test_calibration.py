@@ -537,6 +537,17 @@ def test_losses_are_paired_document_by_document():
     assert paired_losses(hits[0], hits[0], ["ents_f"]) == {"ents_f": [0.0, 0.0, 0.0]}
 
 
+def test_hits_are_those_of_the_scorer_where_words_are_cut_differently():
+    vocab = spacy.blank("en").vocab
+    gold = Doc(vocab, words=["ab", "c", "de"], spaces=[False] * 3, ents=["B-P", "O", "B-Q"])
+    words, tags = ["a", "b", "c", "d", "e"], ["B-P", "O", "O", "B-P", "I-P"]
+    example = Example(Doc(vocab, words=words, spaces=[False] * 5, ents=tags), gold)
+    hits = count_hits([example])["ents_f"]
+    assert hits.tolist() == [[1, 2, 2]], "half of a gold word touches it; the label is wrong"
+    n_hits, predicted, n_gold = hits[0]
+    assert get_ner_prf([example])["ents_f"] == pytest.approx(2 * n_hits / (predicted + n_gold))
+
+
 def gold_words():
     """Words of each label in the six sentences."""
     counts = {"O": 0, "LOC": 0, "PER": 0}
