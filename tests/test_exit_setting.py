@@ -1,0 +1,275 @@
+"""The exit setting: given at load, stored, set at run time, in force for a while."""
+
+import contextlib
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import spacy
+from conftest import TEXTS, make_examples, make_nlp
+from pipelines import (
+    FIXED_BLOCK,
+    N_LAYERS,
+    TOKEN_BLOCK,
+    depth,
+    halfway,
+    initialized,
+    transformer_of,
+)
+from spacy.lang.en import English
+
+from spacy_earlyexit.criteria import FixedExit, SentenceExit, TokenExit
+from spacy_earlyexit.pipeline.exits import EXITS
+
+
+def load(path, exit=None):
+    config = {} if exit is None else {"components": {"transformer": {"exit": exit}}}
+    return spacy.load(path, config=config)
+
+
+@pytest.fixture(scope="module")
+def saved(encoder, tmp_path_factory):
+    """A pipeline on disk with two operating points, at full depth."""
+    path = tmp_path_factory.mktemp("pipeline")
+    nlp = make_nlp(encoder)
+    points = transformer_of(nlp).points
+    points["fast"] = {"exit": FIXED_BLOCK}
+    points["slow"] = {"exit": {**FIXED_BLOCK, "layer": 3}}
+    nlp.to_disk(path)
+    return path
+
+
+def saved_again(nlp, path):
+    nlp.to_disk(path)
+    config = spacy.util.load_config(path / "config.cfg")
+    assert not isinstance(config["components"]["transformer"]["exit"], dict), "never a block"
+    return path
+
+
+def test_full_depth_unless_something_is_said(saved):
+    nlp = load(saved)
+    assert depth(nlp) == N_LAYERS
+    assert transformer_of(nlp).exit is None and transformer_of(nlp).criterion is None
+
+
+@pytest.mark.parametrize(
+    "given,layer",
+    [
+        (FIXED_BLOCK, 1),
+        ("fast", 1),
+        ("slow", 3),
+        ("full", N_LAYERS),
+        ({**TOKEN_BLOCK, "threshold": 1.0, "window": 0}, 1),
+        ({**TOKEN_BLOCK, "threshold": [0.0, 1.0, 0.0, 0.0], "window": 0}, 2),
+        ({"@misc": "spacy-earlyexit.SentenceExit.v1", "threshold": 1.0}, 1),
+    ],
+)
+def test_given_at_load_and_kept(saved, tmp_path, given, layer):
+    nlp = load(saved, given)
+    assert depth(nlp) == layer
+    again = saved_again(nlp, tmp_path / "again")
+    assert depth(load(again)) == layer, "stored"
+
+
+STORED = ["block at load", "name at load", "set criterion", "set name", "full at load"]
+
+
+def store(saved, path, how):
+    """Save a pipeline whose exit was set in some way; also returns the depth."""
+    if how == "block at load":
+        return saved_again(load(saved, {**FIXED_BLOCK, "layer": 2}), path), 2
+    if how == "name at load":
+        return saved_again(load(saved, "slow"), path), 3
+    if how == "full at load":
+        return saved_again(load(saved, "full"), path), N_LAYERS
+    nlp = load(saved)
+    transformer_of(nlp).exit = FixedExit(2) if how == "set criterion" else "slow"
+    return saved_again(nlp, path), 2 if how == "set criterion" else 3
+
+
+@pytest.mark.parametrize("how", STORED)
+def test_stored_beats_full_depth(saved, tmp_path, how):
+    path, layer = store(saved, tmp_path / "one", how)
+    nlp = load(path)
+    assert depth(nlp) == layer
+    path = saved_again(nlp, tmp_path / "two")
+    assert depth(load(path)) == layer, "and goes on doing so"
+
+
+@pytest.mark.parametrize("how", STORED)
+@pytest.mark.parametrize("given,layer", [(FIXED_BLOCK, 1), ("fast", 1), ("full", N_LAYERS)])
+def test_given_at_load_beats_stored(saved, tmp_path, how, given, layer):
+    path, _ = store(saved, tmp_path / "one", how)
+    nlp = load(path, given)
+    assert depth(nlp) == layer
+    path = saved_again(nlp, tmp_path / "two")
+    assert depth(load(path)) == layer, "now this one is stored"
+
+
+def test_a_name_given_at_load_beats_what_was_set_since(saved, tmp_path):
+    """The same name was given before; then another one was set, and stored."""
+    nlp = load(saved, "slow")
+    transformer_of(nlp).exit = "fast"
+    path = saved_again(nlp, tmp_path / "one")
+    assert depth(load(path)) == 1
+    assert depth(load(path, "slow")) == 3
+
+
+def test_run_time_beats_given_at_load(saved, tmp_path):
+    nlp = load(saved, FIXED_BLOCK)
+    transformer_of(nlp).exit = None
+    assert depth(nlp) == N_LAYERS
+    assert depth(load(saved_again(nlp, tmp_path))) == N_LAYERS
+
+
+@pytest.mark.parametrize("criterion", [TokenExit(0.5, 3), SentenceExit([0.1, 0.2, 0.3, 0.4])])
+def test_stored_criterion_is_the_same(saved, tmp_path, criterion):
+    nlp = load(saved)
+    transformer_of(nlp).exit = criterion
+    again = transformer_of(load(saved_again(nlp, tmp_path))).criterion
+    assert type(again) is type(criterion)
+    block, stored = criterion.to_config(), again.to_config()
+    assert stored.pop("threshold") == pytest.approx(block.pop("threshold"), rel=1e-12)
+    assert stored == block
+
+
+def test_stored_in_bytes(saved):
+    nlp = load(saved)
+    transformer_of(nlp).exit = "fast"
+    again = English.from_config(nlp.config).from_bytes(nlp.to_bytes())
+    assert transformer_of(again).exit == "fast" and depth(again) == 1
+
+
+def test_config_before_training_is_kept(encoder, tmp_path):
+    """A criterion in the training config rules the trained pipeline."""
+    nlp = initialized(encoder, exit=FIXED_BLOCK)
+    assert depth(nlp) == 1
+    assert depth(load(saved_again(nlp, tmp_path))) == 1
+    assert depth(load(tmp_path, {**FIXED_BLOCK, "layer": 2})) == 2
+
+
+def test_sourced_component_keeps_its_setting(saved, tmp_path):
+    source = load(saved, "slow")
+    nlp = spacy.blank("en")
+    nlp.add_pipe("transformer", source=source)
+    nlp.add_pipe("ner", source=source)
+    assert depth(nlp) == 3
+    transformer_of(nlp).exit = "fast"
+    assert depth(load(saved_again(nlp, tmp_path))) == 1
+
+
+@pytest.mark.parametrize(
+    "value,message",
+    [
+        ("5x", r"Unknown operating point '5x'.*full, fast, slow"),
+        (FixedExit(9), r"`layer` has to be in 1\.\.4.*9"),
+        (TokenExit([0.1, 0.2], 0), r"names 2 layers, but the encoder has 4"),
+        (0.5, r"`exit` has to be null.*TokenExit.*0\.5"),
+        (FIXED_BLOCK, r"`exit` has to be null"),
+    ],
+)
+def test_wrong_settings_at_run_time(saved, value, message):
+    nlp = load(saved)
+    transformer = transformer_of(nlp)
+    with pytest.raises(ValueError, match=message):
+        transformer.exit = value
+    with pytest.raises(ValueError, match=message), transformer.use(value):
+        pytest.fail("must not get here")
+    assert depth(nlp) == N_LAYERS, "nothing has changed"
+
+
+@pytest.mark.parametrize(
+    "value,message",
+    [
+        ("5x", r"Unknown operating point '5x'.*full, fast, slow"),
+        ({**FIXED_BLOCK, "layer": 9}, r"`layer` has to be in 1\.\.4.*9"),
+        ({**TOKEN_BLOCK, "threshold": [0.1, 0.2]}, r"names 2 layers, but the encoder has 4"),
+        ({**TOKEN_BLOCK, "threshold": -1}, r"`threshold`.*-1"),
+    ],
+)
+def test_wrong_settings_at_load(saved, value, message):
+    with pytest.raises(ValueError, match=message):
+        load(saved, value)
+
+
+def test_use_nests_and_ends(saved):
+    nlp = load(saved, "slow")
+    transformer = transformer_of(nlp)
+    with transformer.use("fast"):
+        assert depth(nlp) == 1
+        with transformer.use(FixedExit(2)):
+            assert depth(nlp) == 2
+            with transformer.use(None):
+                assert depth(nlp) == N_LAYERS
+            assert depth(nlp) == 2
+        assert depth(nlp) == 1
+        assert transformer.exit == "slow", "the setting itself is left alone"
+    assert depth(nlp) == 3
+
+
+def test_use_ends_with_an_exception(saved):
+    nlp = load(saved)
+    with contextlib.suppress(KeyError), transformer_of(nlp).use("fast"):
+        assert depth(nlp) == 1
+        raise KeyError
+    assert depth(nlp) == N_LAYERS
+
+
+def test_use_is_not_saved(saved, tmp_path):
+    nlp = load(saved)
+    with transformer_of(nlp).use("fast"):
+        nlp.to_disk(tmp_path)
+    assert depth(load(tmp_path)) == N_LAYERS
+
+
+def test_use_stays_in_its_thread_and_pipeline(saved):
+    nlp, other = load(saved), load(saved)
+    seen = {}
+
+    def work():
+        seen["before"] = depth(nlp)
+        with transformer_of(nlp).use("slow"):
+            entered.set()
+            leave.wait(30)
+            seen["inside"] = depth(nlp)
+
+    entered, leave = threading.Event(), threading.Event()
+    thread = threading.Thread(target=work)
+    with transformer_of(nlp).use("fast"):
+        thread.start()
+        assert entered.wait(30)
+        assert depth(nlp) == 1, "the thread's setting does not come here"
+        assert depth(other) == N_LAYERS, "nor does ours reach another pipeline"
+        leave.set()
+        thread.join(30)
+    assert seen == {"before": N_LAYERS, "inside": 3}
+
+
+def test_evaluation_follows_the_exit_setting(saved):
+    nlp = load(saved, "fast")
+    scores = nlp.evaluate(make_examples(nlp))
+    assert scores["exit_layer_mean"] == 1.0
+    assert 3.5 < scores["exit_speedup"] <= N_LAYERS
+
+
+def test_results_do_not_depend_on_batches(saved):
+    """Also with a row budget so small that every document is its own batch."""
+    texts = [text for text, _ in TEXTS]
+    together, alone = (
+        load(saved),
+        spacy.load(saved, config={"components": {"transformer": {"max_batch_items": 1}}}),
+    )
+    for nlp in (together, alone):
+        transformer_of(nlp).exit = halfway(nlp)
+    docs = list(together.pipe(texts))
+    assert len({layer for doc in docs for layer in doc._.exit_layers}) > 1
+    for doc, other in zip(docs, alone.pipe(texts), strict=True):
+        assert doc._.exit_layers == other._.exit_layers
+        np.testing.assert_allclose(EXITS[doc].scores, EXITS[other].scores, rtol=1e-4, atol=1e-5)
+
+
+def test_path_objects_and_files(saved):
+    """Nothing of the encoder's origin has to be there: files of ours only."""
+    names = {p.name for p in (Path(saved) / "transformer").iterdir()}
+    assert names == {"cfg", "model"}
