@@ -154,14 +154,15 @@ def run_ours(name: str, common: dict[str, Any], seed: int, results: Path) -> Non
         project_run(ROOT, f"{name}-{step}", overrides=common)
     for stage, path in paths.items():
         msg.divider(path.stem)
+        pipeline = Path("training") / corpus.folder / stage / "calibrated"
         found = evaluate(
-            ROOT / "training" / corpus.folder / stage / "calibrated",
+            ROOT / pipeline,
             ROOT / "corpus" / corpus.folder / "test.spacy",
             gold_preproc=corpus.gold_preproc,
             repeats=0,
         )
         rows = [{key: row[key] for key in KEPT} for row in found["rows"]]
-        write_json(path, {**found, "seed": seed, "rows": rows})
+        write_json(path, {**found, "pipeline": str(pipeline), "seed": seed, "rows": rows})
 
 
 def peer_name(task: str, layers: int | None) -> str:
@@ -175,7 +176,9 @@ def result_path(results: Path, corpus: str, system: str, seed: int) -> Path:
 @app.command("table")
 def table_cli(
     results: Results = RESULTS,
-    page: Annotated[list[Path], typer.Option(help="Replace the table in these files")] = [],  # noqa: B006
+    page: Annotated[
+        list[Path] | None, typer.Option(help="Replace the table in these files")
+    ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the scores here (.svg, .png)")] = None,
 ) -> None:
     """Print mean and spread of what there is: test scores at full depth and at MAC speed-ups."""
@@ -186,7 +189,7 @@ def table_cli(
         msg.fail(f"There is nothing in {results}: scripts/results.py run", exits=1)
     header, rows = table(found)
     print(text_table(rows, header=header, divider=True, max_col=60))
-    for path in page:
+    for path in page or []:
         replace_block(path, "results all", markdown_table(header, rows))
     if plot is not None:
         draw(found, plot)
