@@ -4,6 +4,7 @@ A task is one small class, registered under the entry point group `spacy_earlyex
 the decorator `@tasks("name")`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ tasks = catalogue.create("spacy_earlyexit", "tasks", entry_points=True)
 # The group that setup.cfg uses; catalogue would join the namespace with an underscore alike.
 
 
-class Task:
+class Task(ABC):
     """Labels of words, read from gold Docs. Subclass it for a new task.
 
     annotation (str): What a Doc needs to count as gold, for messages.
@@ -27,12 +28,12 @@ class Task:
 
     annotation: str
 
+    @abstractmethod
     def gold(self, example: Example) -> Sequence[str | None]:
         """The gold class of each token of example.predicted, None where unknown.
 
         Must return a sequence of None if the document has no gold for the task.
         """
-        raise NotImplementedError
 
     def labels(self, examples: Iterable[Example]) -> list[str]:
         """The labels people see (entity types, tags), collected from gold, sorted."""

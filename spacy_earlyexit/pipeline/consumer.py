@@ -1,5 +1,6 @@
 """The base of the light components that write to the Doc what the exits said."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from .transformer import EarlyExitTransformer
 
 
-class ExitConsumer(Pipe):
+class ExitConsumer(Pipe, ABC):
     """Reads the scores of its tasks and annotates. Has no model and nothing to train.
 
     name (str): Its name in the pipeline.
@@ -94,18 +95,21 @@ class ExitConsumer(Pipe):
             found.append((exits.tokens, values[best]))
         return found
 
+    @abstractmethod
     def predict(self, docs: list[Doc]) -> Any:
         """What to write on each Doc, from its scores; changes nothing."""
-        raise NotImplementedError
 
-    def set_annotations(self, docs: list[Doc], predictions: Any) -> None:
-        """Write what predict returned."""
-        raise NotImplementedError
+    @abstractmethod
+    def set_annotations(self, docs: list[Doc], predictions: Any) -> list[Doc] | None:
+        """Write what predict returned.
+
+        RETURNS (Optional[List[Doc]]): Other Docs to go on with; None: the same ones.
+        """
 
     def annotate(self, docs: list[Doc]) -> list[Doc]:
         """Predict and write. RETURNS (List[Doc]): The Docs to go on with, mostly the same ones."""
-        self.set_annotations(docs, self.predict(docs))
-        return docs
+        others = self.set_annotations(docs, self.predict(docs))
+        return docs if others is None else others
 
     def __call__(self, doc: Doc) -> Doc:
         """Annotate one Doc. See spaCy's Pipe.__call__."""

@@ -134,7 +134,9 @@ class EarlyExitSegmenter(ExitConsumer):
             breaks |= changes(entity_ids(array[:, 3], array[:, 4]))
         return breaks
 
-    def annotate(self, docs: list[Doc]) -> list[Doc]:
-        """RETURNS (List[Doc]): New Docs, whose tokens are the words (see merging.merge_tokens)."""
-        starts = self.predict(docs)
-        return [merge_tokens(doc, own) for doc, own in zip(docs, starts, strict=True)]
+    def set_annotations(self, docs: list[Doc], predictions: list[np.ndarray]) -> list[Doc]:
+        """docs (List[Doc]): The Docs; they stay as they are.
+        predictions (List[ndarray]): What predict returned for them.
+        RETURNS (List[Doc]): New Docs, whose tokens are the words (see merging.merge_tokens).
+        """
+        return [merge_tokens(doc, own) for doc, own in zip(docs, predictions, strict=True)]
