@@ -8,7 +8,6 @@ import numpy as np
 OURS, PEER = "ours", "spacy-transformers"
 MOST_LOST = 0.01  # of each score at full depth, where "early exit" is named without a point
 POINTS = ("2x", "3x", "4x")
-
 LABELS = {"score": "score", "tag_acc": "tag accuracy"}
 
 Row = Mapping[str, Any]

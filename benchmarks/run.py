@@ -53,7 +53,7 @@ def train_cli(
     its rates (project.yml).
     """
     plan = srsly.read_yaml(PLAN)
-    settings = load_project_config(PLAN.parent.parent)["vars"]
+    settings = load_project_config(ROOT)["vars"]
     for corpus in _chosen(corpora, plan["corpora"]):
         for name in _chosen(systems, plan["train"]):
             own, path = plan["train"][name], TRAINED / corpus / name

@@ -4,6 +4,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -228,36 +229,29 @@ def count_hits(examples: Sequence[Example]) -> dict[str, np.ndarray]:
     RETURNS (Dict[str, ndarray]): For ents_f, tag_acc, pos_acc and token_f: hits, predicted and gold
         items of each document, shape (n_docs, 3); nothing where the gold has no annotation.
     """
-    kinds: dict[str, tuple[str, Callable[[Doc], set[Any]]]] = {
-        "tag_acc": ("TAG", lambda doc: {(t.idx, len(t), t.tag) for t in doc}),
-        "pos_acc": ("POS", lambda doc: {(t.idx, len(t), t.pos) for t in doc}),
-        "token_f": ("ORTH", lambda doc: {(t.idx, len(t)) for t in doc if not t.is_space}),
+    kinds: dict[str, tuple[str, Callable[[Example], tuple[set[Any], set[Any]]]]] = {
+        "ents_f": ("ENT_IOB", _entities),
+        "tag_acc": ("TAG", _in_both(lambda doc: {(t.idx, len(t), t.tag) for t in doc})),
+        "pos_acc": ("POS", _in_both(lambda doc: {(t.idx, len(t), t.pos) for t in doc})),
+        "token_f": (
+            "ORTH",
+            _in_both(lambda doc: {(t.idx, len(t)) for t in doc if not t.is_space}),
+        ),
     }
-    found = {"ents_f": _count(examples, "ENT_IOB", _entities)}
+    found = {}
     for key, (attribute, items) in kinds.items():
-
-        def both(eg: Example, of: Callable[[Doc], set[Any]] = items) -> tuple[set[Any], set[Any]]:
-            return of(eg.predicted), of(eg.reference)
-
-        found[key] = _count(examples, attribute, both)
+        counts = np.zeros((len(examples), 3), dtype=np.int64)
+        for row, eg in zip(counts, examples, strict=True):
+            if eg.reference.has_annotation(attribute):
+                predicted, gold = items(eg)
+                row[:] = len(predicted & gold), len(predicted), len(gold)
+        found[key] = counts
     return found
 
 
-def _count(
-    examples: Sequence[Example],
-    attribute: str,
-    items: Callable[[Example], tuple[set[Any], set[Any]]],
-) -> np.ndarray:
-    """attribute (str): What has to be annotated in the gold.
-    items (Callable): Predicted and gold items of an example.
-    RETURNS (ndarray): Hits, predicted and gold items of each document, shape (n_docs, 3).
-    """
-    counts = np.zeros((len(examples), 3), dtype=np.int64)
-    for row, eg in zip(counts, examples, strict=True):
-        if eg.reference.has_annotation(attribute):
-            predicted, gold = items(eg)
-            row[:] = len(predicted & gold), len(predicted), len(gold)
-    return counts
+def _in_both(items: Callable[[Doc], set[Any]]) -> Callable[[Example], tuple[set[Any], set[Any]]]:
+    """RETURNS (Callable): Gives the items of the predicted and of the gold Doc."""
+    return lambda eg: (items(eg.predicted), items(eg.reference))
 
 
 def _entities(eg: Example) -> tuple[set[Any], set[Any]]:
@@ -313,9 +307,7 @@ def _resampled_losses(
     """
     losses: dict[str, tuple[float, np.ndarray]] = {}
     for key in (key for key in scores if key in base):
-        n_docs = len(base[key])
-        draws = np.random.default_rng(0).multinomial(n_docs, [1 / n_docs] * n_docs, RESAMPLES)
-        draws = np.concatenate([np.ones((1, n_docs), dtype=draws.dtype), draws])  # as it is, first
+        draws = _draws(len(base[key]))
         of_each = []
         for counts in (base[key], other[key]):
             hits, predicted, gold = (draws @ counts).T
@@ -323,6 +315,13 @@ def _resampled_losses(
         loss = of_each[0] - of_each[1]
         losses[key] = float(loss[0]), loss[1:]
     return losses
+
+
+@lru_cache(maxsize=1)  # calibrate compares many runs over the same documents
+def _draws(n_docs: int) -> np.ndarray:
+    """How often each resample has each document, shape (1 + RESAMPLES, n_docs); first, as it is."""
+    draws = np.random.default_rng(0).multinomial(n_docs, [1 / n_docs] * n_docs, RESAMPLES)
+    return np.concatenate([np.ones((1, n_docs), dtype=draws.dtype), draws])
 
 
 def describe_run(

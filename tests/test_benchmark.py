@@ -153,12 +153,12 @@ def test_train_and_quick_run(encoder, corpus, tmp_path, monkeypatch):
     (tmp_path / "corpus" / "wnut17").mkdir(parents=True)
     for part in ("train", "dev", "test"):
         (tmp_path / "corpus" / "wnut17" / f"{part}.spacy").write_bytes(corpus.read_bytes())
-    systems = [name for name in plan["train"] if name != "cut-6"]  # the encoder has 4 layers
-    args = ("--encoder", str(encoder), "--corpora", "wnut17", "--systems", ",".join(systems))
+    names = [name for name in plan["train"] if name != "cut-6"]  # the encoder has 4 layers
+    args = ("--encoder", str(encoder), "--corpora", "wnut17", "--systems", ",".join(names))
     code, out = invoke("train", *args, "--steps", "2")
     assert code == 0, out
     trained = tmp_path / "training" / "benchmarks" / "wnut17"
-    assert sorted(path.name for path in trained.iterdir()) == sorted(systems)
+    assert sorted(path.name for path in trained.iterdir()) == sorted(names)
     nlp = spacy.load(trained / "spacy-transformers" / "model-best")
     assert nlp.pipe_names == ["transformer", "ner"]
     figures = tmp_path / "figures" / "latest.json"
@@ -166,7 +166,7 @@ def test_train_and_quick_run(encoder, corpus, tmp_path, monkeypatch):
     assert code == 0, out
     rows = json.loads(figures.read_text())["rows"]
     assert {row["system"] for row in rows} == {
-        row["system"] for row in plan["rows"] if row.get("use") in systems
+        row["system"] for row in plan["rows"] if row.get("use") in names
     }
     assert figures.with_suffix(".md").exists() and figures.with_suffix(".svg").exists()
 

@@ -368,7 +368,7 @@ def test_command(stored, dev, tmp_path):
     code, out = run_cli("calibrate", *args, "--max-loss", "0.5")
     assert code == 0, out
     assert "full" in out and "within-0.5" in out and "temperatures: ner" in out
-    assert "the largest window within one standard error of the best score" in out
+    assert "the largest window within one standard error of the best run" in out
     nlp = spacy.load(output)
     transformer = nlp.get_pipe("transformer")
     meta = json.loads((output / "meta.json").read_text())
