@@ -22,7 +22,8 @@ from spacy_earlyexit.files import write_json
 from spacy_earlyexit.recording import label_score
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = {"stage1": ROOT / "configs" / "joint.cfg", "stage2": ROOT / "configs/self_sampling.cfg"}
+# Where the corpus names no others.
+CONFIGS = {"stage1": "joint.cfg", "stage2": "self_sampling.cfg"}
 SPEEDUPS = (2.0, 3.0, 4.0, 5.0)
 
 app = typer.Typer(add_completion=False)
@@ -68,17 +69,18 @@ def run_experiment(
     """Train both stages, or take stage 1 from where it lies, and score on dev.
 
     own (Dict): The experiment: settings by stage, over those of the configs.
-    corpus (Dict): Settings by stage of its corpus.
+    corpus (Dict): Settings by stage of its corpus, and its configs if they are not CONFIGS.
     common (Dict): Settings of both stages.
     models (Path): Folder for the pipelines. A stage-1 pipeline goes by its settings.
     RETURNS (Dict[str, Any]): Scores of each stage that the experiment names.
     """
+    configs = corpus.get("configs", CONFIGS)
     stage1 = {**common, **corpus["stage1"], **own.get("stage1", {})}
     path = models / f"joint-{_key(stage1)}"
     # The last checkpoint, at the end of the rate's decay: dev scores are too noisy to choose by.
     last = path / "model-last"
     if not last.exists():
-        train(CONFIGS["stage1"], path, overrides=stage1)
+        train(ROOT / "configs" / configs["stage1"], path, overrides=stage1)
     if "stage2" not in own:
         return {"rows": score(last, common)}
     stage2 = {**common, **corpus["stage2"], "paths.stage1": str(last), **own["stage2"]}
@@ -91,7 +93,7 @@ def run_experiment(
     }
     path = models / f"self-sampling-{_key(stage2)}"
     if not (path / "model-last").exists():
-        train(CONFIGS["stage2"], path, overrides=stage2)
+        train(ROOT / "configs" / configs["stage2"], path, overrides=stage2)
     return {"rows": score(path / "model-last", common)}
 
 
@@ -104,7 +106,8 @@ def score(pipeline: Path, common: dict[str, Any]) -> list[dict[str, Any]]:
     nlp = spacy.load(pipeline)
     transformer = find_transformer(nlp)
     limit = common["corpora.dev.limit"]
-    dev = list(Corpus(common["paths.dev"], gold_preproc=True, limit=limit)(nlp))
+    gold_preproc = nlp.config["corpora"]["dev"]["gold_preproc"]
+    dev = list(Corpus(common["paths.dev"], gold_preproc=gold_preproc, limit=limit)(nlp))
     found = calibrate(transformer, dev, Search(speedups=SPEEDUPS, max_losses=(), finalists=2))
     for name, reason in found.missed.items():  # the other rows still stand
         msg.warn(f"{name} left out: {reason}")
@@ -155,7 +158,7 @@ def table(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]
     for result in results:
         by_setting = {row["setting"]: row for row in result["rows"]}
         full = by_setting["full depth"]
-        for key in ("ents_f", "tag_acc"):
+        for key in ("ents_f", "tag_acc", "token_f"):
             if key not in full:
                 continue
             changes = [

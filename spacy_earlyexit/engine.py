@@ -421,7 +421,7 @@ def run_layer(layer: EncoderLayer, hidden: Tensor, batch: Batch, dropout: float)
     mixed = [
         group.attend(q, k, v, layer.n_heads, layer.window, dropout) for group, q, k, v in parts
     ]
-    return layer.finish(rows, torch.cat(mixed))
+    return layer.finish(rows, mixed[0] if len(mixed) == 1 else torch.cat(mixed))
 
 
 def copy_halted(old: Tensor, rows: Tensor, batch: Batch) -> Tensor:

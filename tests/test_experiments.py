@@ -123,9 +123,10 @@ def test_the_plan_names_settings_that_exist():
     plan = srsly.read_yaml(ROOT / "configs" / "experiments.yml")
     for own in plan["experiments"].values():
         corpus = plan["corpora"][own["corpus"]]
-        for stage, config in script.CONFIGS.items():
+        for stage, config in corpus.get("configs", script.CONFIGS).items():
             settings = {**corpus["settings"], **corpus[stage], **own.get(stage, {})}
-            loaded = spacy.util.load_config(config, overrides=json.loads(json.dumps(settings)))
+            overrides = json.loads(json.dumps(settings))
+            loaded = spacy.util.load_config(ROOT / "configs" / config, overrides=overrides)
             for path, value in settings.items():
                 node = loaded
                 for key in path.split("."):
