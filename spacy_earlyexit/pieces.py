@@ -210,7 +210,8 @@ class Pieces:
         return len(self.unit_doc)
 
     def batches(self, max_rows: int) -> Iterator[np.ndarray]:
-        """Cut the units into batches by a budget of rows, shortest units first.
+        """Cut the units into batches by a budget of rows, shortest units first. They are of about
+        one size: a small last one would have nearly empty products in its deep layers.
 
         max_rows (int): The most rows of one batch (a single longer unit makes its own batch).
         YIELDS (ndarray): Indices of the units of a batch, in order of length.
@@ -218,10 +219,13 @@ class Pieces:
         lengths = np.diff(self.unit_starts)
         order = np.argsort(lengths, kind="stable")
         ends = np.cumsum(lengths[order])
+        share = ends[-1] / -(-ends[-1] // max_rows) if len(ends) else 0.0
         start = 0
         while start < len(order):
             done = ends[start - 1] if start else 0
-            end = max(int(np.searchsorted(ends, done + max_rows, side="right")), start + 1)
+            most = int(np.searchsorted(ends, done + max_rows, side="right"))
+            enough = int(np.searchsorted(ends, done + share)) + 1
+            end = max(min(most, enough), start + 1)
             yield order[start:end]
             start = end
 

@@ -485,7 +485,7 @@ def make_units(lengths):
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(3, 50), max_size=40), st.integers(1, 120))
 def test_batches(lengths, max_rows):
-    """Every unit exactly once, shortest first, within the budget, and as full as it allows."""
+    """Every unit exactly once, shortest first, within the budget, and few of them."""
     batches = list(make_units(lengths).batches(max_rows))
     order = [unit for batch in batches for unit in batch.tolist()]
     assert sorted(order) == list(range(len(lengths)))
@@ -493,5 +493,15 @@ def test_batches(lengths, max_rows):
     rows = [sum(lengths[unit] for unit in batch) for batch in batches]
     for n_rows, batch in zip(rows, batches, strict=True):
         assert len(batch) == 1 or n_rows <= max_rows
-    for n_rows, after in zip(rows, batches[1:], strict=False):
-        assert n_rows + lengths[after[0]] > max_rows
+    full, left = 0, 0  # as full as the budget allows
+    for length in sorted(lengths):
+        if length > left:
+            full, left = full + 1, max_rows
+        left -= length
+    assert len(batches) <= full + 1
+
+
+def test_batches_are_of_about_one_size():
+    """A small last one would have nearly empty products in its deep layers."""
+    batches = list(make_units([10] * 22).batches(100))
+    assert [len(batch) for batch in batches] == [8, 8, 6]
