@@ -4,7 +4,7 @@ over corpora and seeds; a result that lies there is not made again.
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Annotated, Any, NamedTuple
@@ -195,11 +195,28 @@ def table_cli(
         draw(found, plot)
 
 
+@app.command("losses")
+def losses_cli(
+    results: Results = RESULTS,
+    page: Annotated[Path | None, typer.Option(help="Replace the table in this file")] = None,
+) -> None:
+    """Print what early exit loses of full depth of the same pipeline, in points of 100."""
+    header, rows = losses_table(collect(sorted(results.glob("*.json"))))
+    print(text_table(rows, header=header, divider=True, max_col=60))
+    if page is not None:
+        replace_block(page, "results losses", markdown_table(header, rows))
+
+
 class Cell(NamedTuple):
-    """score, speedup (float): Of one seed on test; the speed-up in MACs that was reached there."""
+    """Of one seed on test.
+
+    score, speedup (float): The score, and the speed-up in MACs that was reached there.
+    loss (Optional[Sequence[float]]): What is lost of full depth, with the ends of its interval.
+    """
 
     score: float
     speedup: float
+    loss: Sequence[float] | None = None
 
 
 # By corpus and score, then system, then setting: a cell per seed.
@@ -211,10 +228,9 @@ def collect(paths: Iterable[Path]) -> Found:
     """paths (Iterable[Path]): Results, as result_path names them."""
     found: Found = {}
 
-    def add(corpus: str, key: str, system: str, setting: str, score: float, speedup: float) -> None:
+    def add(corpus: str, key: str, system: str, setting: str, cell: Cell) -> None:
         of_score = found.setdefault((corpus, key), {})
-        cells = of_score.setdefault(system, {}).setdefault(setting, [])
-        cells.append(Cell(score, speedup))
+        of_score.setdefault(system, {}).setdefault(setting, []).append(cell)
 
     for path in paths:
         match = re.fullmatch(rf"({'|'.join(CORPORA)})-(\w+?)(?:-(\w+))?-(\d+)", path.stem)
@@ -228,22 +244,23 @@ def collect(paths: Iterable[Path]) -> Found:
                 if row["point"] != "full" and point not in SPEEDUPS:
                     continue
                 for key in CORPORA[corpus].tasks.values():
-                    score, speedup = row["scores"][key], row["exit_speedup"]
+                    score = row["scores"][key]
                     if row["point"] == "full":
                         for each in ("token", "sentence"):
                             name = f"{STAGES[system]}, {each} exit"
-                            add(corpus, key, name, FULL, score, 1.0)
+                            add(corpus, key, name, FULL, Cell(score, 1.0))
                     else:
                         name = f"{STAGES[system]}, {kind or 'token'} exit"
-                        add(corpus, key, name, point, score, speedup)
+                        loss = (row["losses"] or {}).get(key)
+                        add(corpus, key, name, point, Cell(score, row["exit_speedup"], loss))
         else:
             key = CORPORA[corpus].tasks[task]
             score = result["test"][SCORES[key][1]]
             if system == "plain":
-                add(corpus, key, "cut and fine-tuned", FULL, score, 1.0)
+                add(corpus, key, "cut and fine-tuned", FULL, Cell(score, 1.0))
             else:
                 at = {f"cut{layers}": speedup for speedup, layers in CUTS.items()}[system]
-                add(corpus, key, "cut and fine-tuned", at, score, float(at[:-1]))
+                add(corpus, key, "cut and fine-tuned", at, Cell(score, float(at[:-1])))
     return found
 
 
@@ -261,6 +278,34 @@ def table(found: Found) -> tuple[list[str], list[list[str]]]:
             count = "–".join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))
             rows.append([CORPORA[corpus].title, SCORES[key][0], system, *cells, count])
     return header, rows
+
+
+def losses_table(found: Found) -> tuple[list[str], list[list[str]]]:
+    """RETURNS (Tuple[List[str], List[List[str]]]): Header and rows: per corpus, score and system
+    the mean loss over seeds, and the means of the ends of its intervals: as wide as if all seeds
+    erred on the same documents, which is wider than they do.
+    """
+    header = ["corpus", "score", "system", *(s.replace("x", "×") for s in SPEEDUPS), "seeds"]
+    rows = []
+    for (corpus, key), systems in _ordered(found):
+        for system, settings in systems.items():
+            losses = {
+                setting: [cell.loss for cell in settings.get(setting, []) if cell.loss is not None]
+                for setting in SPEEDUPS
+            }
+            if not any(losses.values()):
+                continue
+            cells = [_loss(each) for each in losses.values()]
+            count = str(max(len(each) for each in losses.values()))
+            rows.append([CORPORA[corpus].title, SCORES[key][0], system, *cells, count])
+    return header, rows
+
+
+def _loss(losses: Sequence[Sequence[float]]) -> str:
+    if not losses:
+        return ""
+    mean, low, high = (100 * fmean(each) for each in zip(*losses, strict=True))
+    return f"{mean:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _ordered(found: Found) -> list[tuple[tuple[str, str], Systems]]:

@@ -110,6 +110,21 @@ def test_table_has_mean_and_spread_over_seeds(tmp_path):
     assert picture.read_text().count("<svg") == 1
 
 
+def test_losses_are_means_over_seeds_with_their_intervals(tmp_path):
+    for seed, loss in ((0, [0.01, -0.01, 0.03]), (1, [0.02, 0.0, 0.06])):
+        result = of_pipeline(0.5, **{"2x": 0.49})
+        result["rows"][1]["losses"] = {"ents_f": loss}
+        (tmp_path / f"wnut17-self_sampling-{seed}.json").write_text(json.dumps(result))
+    (tmp_path / "wnut17-plain-ner-0.json").write_text(json.dumps({"test": {"f": 0.5}}))
+    page = tmp_path / "page.md"
+    page.write_text("<!-- results losses: begin -->\n<!-- results losses: end -->\n")
+    args = ["losses", "--results", str(tmp_path), "--page", str(page)]
+    assert runner.invoke(script.app, args).exit_code == 0
+    ours = "| WNUT-17 | names, F1 | stage 2, token exit | 1.50 (-0.50 to 4.50) |  |  | 2 |"
+    lines = page.read_text().splitlines()
+    assert ours in lines and len(lines) == 5, "nothing else has losses"
+
+
 def test_says_when_there_is_nothing(tmp_path):
     run = runner.invoke(script.app, ["table", "--results", str(tmp_path)])
     assert run.exit_code == 1 and "scripts/results.py run" in " ".join(run.output.split())
