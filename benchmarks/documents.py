@@ -22,13 +22,13 @@ from spacy_earlyexit.cli.tables import print_table
 from spacy_earlyexit.evaluation import bare_doc, find_transformer, measure_points
 from spacy_earlyexit.files import write_json
 
-# Documents of EWT end where its comments say so; those of WNUT-17 have to be made.
+# WNUT-17 has single sentences, of which documents have to be made.
 JOINED_WORDS = 300
 LENGTHS = (100, 1_000, 10_000, 50_000)
 
 app = typer.Typer(add_completion=False)
 PipelinePath = Annotated[str, typer.Argument(help="Folder of a calibrated pipeline")]
-TestPath = Annotated[Path, typer.Argument(help="Test data of single sentences (.spacy)")]
+TestPath = Annotated[Path, typer.Argument(help="Test data (.spacy)")]
 Point = Annotated[str, typer.Option(help="Operating point")]
 Output = Annotated[Path | None, typer.Option("--json", help="File for the figures")]
 
@@ -38,16 +38,18 @@ def speedup_cli(
     pipeline: PipelinePath,
     test: TestPath,
     point: Point = "3x",
-    words: Annotated[int, typer.Option(help="Join sentences to so many words")] = JOINED_WORDS,
+    words: Annotated[
+        int, typer.Option(help="Join sentences to so many words; 0: the data's own documents")
+    ] = JOINED_WORDS,
     repeats: Annotated[int, typer.Option(help="Timed rounds", min=1)] = 3,
-    limit: Annotated[int, typer.Option(help="First sentences only, 0 for all")] = 0,
+    limit: Annotated[int, typer.Option(help="First documents only, 0 for all")] = 0,
     output: Output = None,
 ) -> None:
-    """The same point on single sentences and on documents joined of them, whole or by sentences."""
+    """The same point on single sentences and on documents of them, whole or by sentences."""
     nlp = spacy.load(pipeline)
     transformer = find_transformer(nlp)
     sentences = list(Corpus(test, gold_preproc=True, limit=limit)(nlp))
-    documents = join(sentences, words)
+    documents = join(sentences, words) if words else as_they_are(nlp, test, limit)
     forms: dict[str, tuple[Sequence[Example], dict[str, Any]]] = {
         "single sentences": (sentences, {"@span_getters": "spacy-transformers.doc_spans.v1"}),
         "documents": (documents, {"@span_getters": "spacy-transformers.doc_spans.v1"}),
@@ -146,6 +148,12 @@ def _seconds(nlp: Language, words: list[str]) -> float:
     start = time.perf_counter()
     nlp(doc)
     return time.perf_counter() - start
+
+
+def as_they_are(nlp: Language, test: Path, limit: int) -> list[Example]:
+    """The documents of the data, with its tokens and sentence boundaries."""
+    references = [eg.reference for eg in Corpus(test, limit=limit)(nlp)]
+    return [Example(bare_doc(gold), gold) for gold in references]
 
 
 def join(sentences: Sequence[Example], words: int) -> list[Example]:

@@ -249,6 +249,11 @@ def test_documents_are_joined_and_compared(pipeline, corpus, tmp_path, capsys):
     assert single["mac_ratio"] == 1.0
     assert whole["documents"] < single["documents"]
     assert abs(by_sentence["mac_ratio"] - 1.0) < 1e-6, "the same units"
+    DocBin(docs=[eg.reference for eg in joined]).to_disk(tmp_path / "docs.spacy")
+    args = str(pipeline), tmp_path / "docs.spacy", "2x", 0, 1, 0, tmp_path / "own.json"
+    documents.speedup_cli(*args)
+    single, whole, _ = json.loads((tmp_path / "own.json").read_text())["rows"]
+    assert single["documents"] == len(examples) and whole["documents"] == len(joined)
     documents.length_cli(str(pipeline), corpus, "2x", 1, 1_000, tmp_path / "length.json")
     rows = json.loads((tmp_path / "length.json").read_text())["rows"]
     assert [row["words"] for row in rows] == [100, 1_000]
