@@ -17,7 +17,7 @@ from spacy_earlyexit import architectures
 from spacy_earlyexit.architectures import module_of
 from spacy_earlyexit.cli.tables import print_table
 from spacy_earlyexit.encoders.int8 import Int8Linear, Int8Product
-from spacy_earlyexit.encoders.layers import CHUNK
+from spacy_earlyexit.encoders.layers import CHUNK, by_columns
 from spacy_earlyexit.engine import run
 from spacy_earlyexit.evaluation import bare_doc, find_transformer
 
@@ -87,6 +87,32 @@ def kinds_cli(threads: Threads = 0) -> None:
     msg.divider(f"Milliseconds of a feed-forward of {ROWS[-1]:,} rows")
     kinds = {"float32": float32, "int8": int8, f"int8, {CHUNK} rows at a time": int8_in_chunks}
     print_table([(name, f"{1000 * best(f, x):.0f}") for name, f in kinds.items()], ["", "ms"], "lr")
+
+
+@app.command("layout")
+@torch.inference_mode()
+def layout_cli(threads: Threads = 0) -> None:
+    """float32 products of 12 layers in turn, with weights stored by rows and by columns. Few rows
+    are what deep layers and single sentences have; the weights of the other layers have then
+    driven a layer's own out of the fast caches.
+    """
+    torch.set_num_threads(threads or torch.get_num_threads())
+    shapes = [(HIDDEN, HIDDEN), (HIDDEN, 2 * HIDDEN), (HIDDEN, INNER), (INNER, HIDDEN)]
+
+    def products(layers: list[nn.Linear], inputs: dict[int, torch.Tensor]) -> None:
+        for linear in layers:
+            linear(inputs[linear.in_features])
+
+    by_row = [nn.Linear(*shape) for _ in range(12) for shape in shapes]
+    by_column = [by_columns(nn.Linear(*shape)) for _ in range(12) for shape in shapes]
+    rows = []
+    for n in (8, 16, 32, 64, 128, 512):
+        inputs = {size: torch.randn(n, size) for size in (HIDDEN, INNER)}
+        operations = 2 * n * 12 * sum(a * b for a, b in shapes) / 1e9
+        times = [best(products, layers, inputs) for layers in (by_row, by_column)]
+        rows.append((f"{n:,}", *(f"{operations / t:.0f}" for t in times)))
+    msg.divider(f"GFLOP/s of 12 layers, {torch.get_num_threads()} threads")
+    print_table(rows, ["rows", "by rows", "by columns"], "rrr")
 
 
 @app.command("encoder")

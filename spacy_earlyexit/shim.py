@@ -50,6 +50,7 @@ class MultiExitShim(PyTorchShim):
 
     @module.setter
     def module(self, module: MultiExitModule) -> None:
+        module.encoder.lay_out()
         self._model = module.to(get_torch_default_device()).eval()
         self._adam = self._int8 = None
 
@@ -123,10 +124,11 @@ class MultiExitShim(PyTorchShim):
             optimizer.grad_clip = 0.0
             for name, param in params:
                 optimizer.L2 = decay if _decays(name) else 0.0
+                gradient = cast(torch.Tensor, param.grad)
                 data, _ = optimizer(
                     (self.id, name),
-                    cast(Any, torch2xp(param.data)),
-                    cast(Any, torch2xp(cast(torch.Tensor, param.grad))),
+                    cast(Any, torch2xp(param.data.contiguous())),
+                    cast(Any, torch2xp(gradient.contiguous())),
                     lr_scale=self.lr_scales[name.split(".")[0]],
                 )
                 # In place with every thinc ops there is. Assigning the array to param.data would

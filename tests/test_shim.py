@@ -9,6 +9,7 @@ from conftest import make_examples, make_nlp
 from thinc.api import Adam
 
 from spacy_earlyexit.architectures import module_of
+from spacy_earlyexit.shim import MultiExitShim
 
 
 def count_tensors():
@@ -55,6 +56,20 @@ def test_torchs_step_is_thincs(encoder, clip):
     # thinc decays the weights behind the step, torch before it
     for name, ours in weights[0].items():
         torch.testing.assert_close(ours, weights[1][name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_weights_lie_as_products_read_them(encoder):
+    """When they are made, behind a step, read from bytes and copied; their bytes are by rows."""
+    nlp = make_nlp(encoder)
+    nlp.update(make_examples(nlp), sgd=Adam(1e-3, use_averages=False))
+    shim = nlp.get_pipe("transformer").model.shims[0]
+    read = MultiExitShim().from_bytes(shim.to_bytes())
+    for each in (shim, read, shim.copy()):
+        for name, parameter in each.module.encoder.layers.named_parameters():
+            if parameter.dim() == 2:
+                assert parameter.stride() == (1, len(parameter)), name
+    old, new = (shim.module.state_dict(), read.module.state_dict())
+    assert all((new[name] == values).all() for name, values in old.items())
 
 
 def test_another_optimizer_starts_afresh(nlp):

@@ -74,7 +74,7 @@ class Int8Linear(nn.Module):
         most = most_weight()
         with torch.no_grad():
             scale = linear.weight.abs().amax(1).clamp(min=1e-12) / most
-            weight = (linear.weight / scale[:, None]).round().to(torch.int8)
+            weight = (linear.weight / scale[:, None]).round().to(torch.int8).contiguous()
             bias = torch.zeros_like(scale) if linear.bias is None else linear.bias.detach().clone()
             self.product = Int8Product(weight, scale.detach())
         self.bias = bias
