@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from .criteria import UNIT_GAP, ExitCriterion
 from .encoders import Encoder, EncoderConfig, EncoderLayer
-from .offramps import OffRamps
+from .offramps import OffRamps, uncertainty
 from .pieces import Pieces, ranges
 
 
@@ -165,6 +165,7 @@ class Batch:
         self.word_gap = self.upload(self.word_gap_host)
         self.n_gaps = int((self.word_gap_host > 1).sum())
         self.near: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
+        self.word_pieces_known: tuple[Tensor, Tensor] | None = None
         self._plan(active)
 
     def upload(self, index: np.ndarray) -> Tensor:
@@ -197,6 +198,9 @@ class Batch:
             they are.
         """
         active = self.active & ~leaving
+        if not active.any():
+            self.n_units = 0
+            return np.zeros(0, dtype=np.int64)
         keep_word = in_reach(active, self.word_unit_host, self.word_gap_host, self.rules.reach)
         if keep_word.all():
             self._plan(active)
@@ -235,17 +239,25 @@ class Batch:
         """
         if context not in self.near:
             self.near[context] = {}
-            n_words = len(self.word_id)
-            place = np.full(int(self.word_id.max()) + context + 1, -1)
-            place[self.word_id] = np.arange(n_words)
+            at = np.cumsum(np.minimum(self.word_gap_host, context + 1))
             for distance in range(1, context + 1):
-                right = place[self.word_id + distance]
-                is_there = self.word_unit_host[right] == self.word_unit_host
-                left = np.flatnonzero((right >= 0) & is_there)
+                right = np.searchsorted(at[:-1], at + distance)
+                left = np.flatnonzero(at[right] == at + distance)
                 pair = self.upload(left), self.upload(right[left])
                 self.near[context][distance] = pair
                 self.near[context][-distance] = pair[::-1]
         return self.near[context]
+
+    @property
+    def word_pieces(self) -> tuple[Tensor, Tensor]:
+        """RETURNS (Tuple[Tensor, Tensor]): The rows of all words, word by word, shape (n,), and
+        where each word's begin among them, shape (n_words,).
+        """
+        if self.word_pieces_known is None:
+            rows = np.flatnonzero(self.row_word >= 0)
+            counts = np.bincount(self.row_word[rows], minlength=len(self.word_id))
+            self.word_pieces_known = self.upload(rows), self.upload(np.cumsum(counts) - counts)
+        return self.word_pieces_known
 
     def word_vectors(self, hidden: Tensor) -> Tensor:
         """What the off-ramps see of each word.
@@ -255,18 +267,14 @@ class Batch:
         """
         if not self.rules.mean_pieces:
             return hidden.index_select(0, self.word_row)
-        rows = np.flatnonzero(self.row_word >= 0)
-        word = self.row_word[rows]
-        share = 1.0 / np.bincount(word)[word]
-        pieces = hidden.index_select(0, self.upload(rows))
-        pieces = pieces * self.upload(share)[:, None].to(hidden.dtype)
-        vectors = hidden.new_zeros(len(self.word_id), hidden.shape[1])
-        return vectors.index_add(0, self.upload(word), pieces)
+        rows, starts = self.word_pieces
+        return F.embedding_bag(rows, hidden, starts, mode="mean")
 
     def _plan_groups(self, rows: np.ndarray) -> Iterator["_Group"]:
         """rows (ndarray): The active rows, shape (n_active,)."""
         starts = np.concatenate([[0], np.cumsum(self.n_active)])
-        edges = np.flatnonzero(np.diff(self.lengths, prepend=0, append=0))
+        changes = np.flatnonzero(self.lengths[1:] != self.lengths[:-1]) + 1
+        edges = np.concatenate([[0], changes, [self.n_units]])
         for first, last in itertools.pairwise(edges.tolist()):
             start, end = self.starts[first], self.starts[last]
             places = self.places_host[start:end].reshape(last - first, -1)
@@ -280,8 +288,9 @@ def word_gaps(word_unit: np.ndarray, word_id: np.ndarray) -> np.ndarray:
 
     word_unit, word_id (ndarray): Unit and original place of each word, shape (n_words,).
     """
-    gap = np.diff(word_id, prepend=word_id[:1])
-    gap[np.flatnonzero(np.diff(word_unit)) + 1] = UNIT_GAP
+    gap = np.zeros_like(word_id)
+    same_unit = word_unit[1:] == word_unit[:-1]
+    gap[1:] = np.where(same_unit, word_id[1:] - word_id[:-1], UNIT_GAP)
     return gap
 
 
@@ -499,6 +508,7 @@ def run(
     config = encoder.config
     slices, columns = offramps.select(tasks)
     n_classes = sum(part.stop - part.start for part in slices.values())
+    temperatures = offramps.column_temperatures(slices)
     attention_dropout = config.attention_dropout if module.training else 0.0
 
     batch = Batch(pieces, units, next(module.parameters()).device, rules)
@@ -536,7 +546,7 @@ def run(
             layer_scores.append((number, batch.upload(batch.word_id), scores))
         if not deciding:
             continue
-        doubt = offramps.uncertainty(number, scores.detach(), slices)
+        doubt = uncertainty(scores.detach(), slices, temperatures[number - 1])
         if last or criterion is None:
             leaving = batch.active
         else:

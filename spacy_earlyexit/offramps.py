@@ -88,25 +88,30 @@ class OffRamps(nn.Module):
         words = self.dropout(words)
         if not self.context:
             return F.linear(words, weight, bias)
-        # One product, whose results are moved: they are smaller than the vectors.
         near = range(-self.context, self.context + 1)
-        parts = F.linear(words, torch.cat(weight.chunk(len(near), dim=1)))
-        at = dict(zip(near, parts.chunk(len(near), dim=1), strict=True))
-        scores = at[0] + bias
+        parts = dict(zip(near, weight.chunk(len(near), dim=1), strict=True))
+        scores = F.linear(words, parts[0], bias)
         for distance, (to, place) in (neighbours or {}).items():
-            scores = scores.index_add(0, to, at[distance].index_select(0, place))
+            # Scores are moved to the neighbours: they are smaller than the vectors.
+            scores.index_add_(0, to, F.linear(words, parts[distance]).index_select(0, place))
         return scores
 
-    def uncertainty(self, layer: int, scores: Tensor, slices: Mapping[str, slice]) -> Tensor:
-        """See the function of this name; at the temperatures of a layer (from 1)."""
-        temperatures = dict(zip(self.classes, self.temperature[layer - 1], strict=True))
-        return uncertainty(scores, slices, temperatures)
+    def column_temperatures(self, slices: Mapping[str, slice]) -> Tensor:
+        """The temperatures as `uncertainty` takes them.
+
+        slices (Mapping[str, slice]): Where each task's classes lie in the scores.
+        RETURNS (Tensor): shape (n_layers, n_classes).
+        """
+        tasks = list(self.classes)
+        columns = [
+            self.temperature[:, tasks.index(task), None].expand(-1, part.stop - part.start)
+            for task, part in slices.items()
+        ]
+        return torch.cat(columns, dim=1) if columns else self.temperature[:, :0]
 
 
 def uncertainty(
-    scores: Tensor,
-    slices: Mapping[str, slice],
-    temperatures: Mapping[str, Tensor] | None = None,
+    scores: Tensor, slices: Mapping[str, slice], temperatures: Tensor | None = None
 ) -> Tensor:
     """Normalised entropy of each word's most uncertain task.
 
@@ -115,20 +120,19 @@ def uncertainty(
 
     scores (Tensor): Scores of all tasks, shape (n_words, n_classes).
     slices (Mapping[str, slice]): Where each task's classes lie.
-    temperatures (Optional[Mapping[str, Tensor]]): T of each task, a scalar; None for 1.
+    temperatures (Optional[Tensor]): T of each class's task, shape (n_classes,); None for 1.
     RETURNS (Tensor): In [0, 1], shape (n_words,).
     """
-    worst = scores.new_zeros(len(scores))
-    for task, part in slices.items():
+    worst = None
+    if temperatures is not None:
+        scores = scores / temperatures
+    for part in slices.values():
         n_classes = part.stop - part.start
         if n_classes > 1:  # a single class is always certain
-            own = scores[:, part]
-            if temperatures is not None:
-                own = own / temperatures[task]
-            log_p = F.log_softmax(own, dim=-1)
-            entropy = -(log_p.exp() * log_p).sum(-1) / math.log(n_classes)
-            worst = torch.maximum(worst, entropy)
-    return worst
+            log_p = F.log_softmax(scores[:, part], dim=-1)
+            entropy = (log_p.exp() * log_p).sum(-1) / -math.log(n_classes)
+            worst = entropy if worst is None else torch.maximum(worst, entropy)
+    return scores.new_zeros(len(scores)) if worst is None else worst
 
 
 def joint_loss(

@@ -26,7 +26,7 @@ from .engine import (
     layer_macs,
     word_gaps,
 )
-from .offramps import IGNORE
+from .offramps import IGNORE, uncertainty
 from .pieces import Pieces
 from .tasks import is_bio
 
@@ -92,11 +92,10 @@ class Recording:
     @cached_property
     def uncertainty(self) -> list[Tensor]:
         """Of every layer at the temperatures of now, shape (n_words,) each."""
-        offramps = self.module.offramps
-        here = offramps.temperature.device
+        temperatures = self.module.offramps.column_temperatures(self.slices).cpu()
         return [
-            offramps.uncertainty(layer, scores.to(here), self.slices).cpu()
-            for layer, scores in enumerate(self.scores, start=1)
+            uncertainty(scores, self.slices, own)
+            for scores, own in zip(self.scores, temperatures, strict=True)
         ]
 
     def fit_temperatures(self) -> None:
