@@ -300,7 +300,7 @@ def encode_docs(
         [all_tokens[unit[:, 1]], all_tokens[unit[:, 2] - 1] + 1], axis=1
     ).reshape(-1, 2)
     owned = (word >= unit_own[word_unit, 0]) & (word < unit_own[word_unit, 1])
-    if len(np.unique(word[owned])) < owned.sum():  # the span getter's own spans overlap
+    if (np.bincount(word[owned]) > 1).any():  # the span getter's own spans overlap
         chosen = np.flatnonzero(owned)
         speaks = owners(word_unit[chosen], word_doc[chosen], word_token[chosen], token_bounds)
         owned[chosen] = speaks
