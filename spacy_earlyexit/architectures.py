@@ -111,6 +111,7 @@ def MultiExitTransformer(
     mean_pieces: bool = False,
     offramp_context: int = 0,
     align_exits: bool = False,
+    catch_up: int = 0,
     mixed_precision: bool = False,
 ) -> Model[list[Doc] | Request, MultiExitOutput]:
     """A pretrained encoder with an off-ramp per layer
@@ -128,6 +129,9 @@ def MultiExitTransformer(
         none.
     align_exits (bool): A linear map per layer brings rows that leave behind it to where those of
         the last layer are. Only what listeners get goes through it, and learns it.
+    catch_up (int): Rank of a linear map per layer that moves halted rows to about where the layer
+        would have brought them (encoders.layers.CatchUp). Stage 2 fits the maps when it begins, and
+        trains them. 0: halted rows are copied as they are, as in the paper.
     mixed_precision (bool): Train with bfloat16 products, which saves time on a processor that has
         them. Prediction is in float32 either way.
     RETURNS (Model): The model. Its shapes are known after `initialize` or `from_bytes`.
@@ -152,6 +156,9 @@ def MultiExitTransformer(
         raise ValueError(
             Errors.E019.format(setting="offramp_context", expected=expected, value=offramp_context)
         )
+    if catch_up < 0 or (catch_up and renorm):
+        expected = "a rank >= 0, and 0 with renorm = true"
+        raise ValueError(Errors.E019.format(setting="catch_up", expected=expected, value=catch_up))
     return Model(
         _NAME,
         _forward,
@@ -169,6 +176,7 @@ def MultiExitTransformer(
             "rules": Rules(special_share, reach, renorm, mean_pieces),
             "offramp_context": offramp_context,
             "align_exits": align_exits,
+            "catch_up": catch_up,
             "replace_listener": replace_listener,
             "replace_listener_cfg": replace_listener_cfg,
         },
@@ -215,7 +223,12 @@ def _init(model: Model, X: Any = None, Y: Any = None) -> None:
     except (OSError, ValueError, TypeError, ImportError) as error:
         raise _not_found(name, error) from error
     try:
-        encoder = load_encoder(name, model.attrs["transformer_config"], model.attrs["align_exits"])
+        encoder = load_encoder(
+            name,
+            model.attrs["transformer_config"],
+            model.attrs["align_exits"],
+            model.attrs["catch_up"],
+        )
     except OSError as error:
         raise _not_found(name, error) from error
     offramps = OffRamps(
@@ -402,6 +415,7 @@ def Tok2VecMultiExit(
     mean_pieces: bool = False,
     offramp_context: int = 0,
     align_exits: bool = False,
+    catch_up: int = 0,
 ) -> Model[list[Doc], list[Floats2d]]:
     """A multi-exit transformer as the tok2vec layer of one component
     (registered as spacy-earlyexit.Tok2VecMultiExit.v1; follows
@@ -411,7 +425,7 @@ def Tok2VecMultiExit(
     not trained any more.
 
     name, get_spans, tokenizer_config, transformer_config, encoder_lr_scale, offramp_lr_scale,
-        special_share, reach, renorm, mean_pieces, offramp_context, align_exits: As for
+        special_share, reach, renorm, mean_pieces, offramp_context, align_exits, catch_up: As for
         MultiExitTransformer.
     pooling (Model): Makes one vector of a token's pieces.
     grad_factor (float): Factor on the gradient from the component.
@@ -429,6 +443,7 @@ def Tok2VecMultiExit(
         mean_pieces,
         offramp_context,
         align_exits,
+        catch_up,
     )
     return chain(states_at_exit(transformer, None), trfs2arrays(pooling, grad_factor))
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,6 +46,11 @@ class ExitCriterion(Protocol):
 
     def checks(self, layer: int) -> bool:
         """Whether anything can leave at this layer (from 1). If not, its off-ramp is not run."""
+
+    def halts(self, n_layers: int) -> bool | np.ndarray:
+        """Whether anything can leave before the last of n_layers: one answer for all units, or one
+        for each, shape (n_units,), bool. Where not, it is full depth, and nothing halts.
+        """
 
     def __call__(self, layer: int, uncertainty: Tensor, words: Words) -> Tensor:
         """layer (int): The layer, from 1.
@@ -107,6 +113,9 @@ class _Threshold:
     def checks(self, layer: int) -> bool:
         return self.at(layer) > 0
 
+    def halts(self, n_layers: int) -> bool:
+        return any(self.checks(layer) for layer in range(1, n_layers))
+
     def validate(self, n_layers: int) -> None:
         if isinstance(self.threshold, Sequence) and len(self.threshold) != n_layers:
             raise ValueError(Errors.E007.format(n_given=len(self.threshold), n_layers=n_layers))
@@ -160,6 +169,9 @@ class FixedExit:
 
     def checks(self, layer: int) -> bool:
         return layer == self.layer
+
+    def halts(self, n_layers: int) -> bool:
+        return self.layer < n_layers
 
     def __call__(self, layer: int, uncertainty: Tensor, words: Words) -> Tensor:
         return torch.ones_like(uncertainty, dtype=torch.bool)

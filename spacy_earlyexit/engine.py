@@ -13,7 +13,8 @@ In each layer
 2. attention runs over groups of units of one length, which are views of the packed rows; only
    queries are padded, where the units of a group have different numbers of active rows;
 3. output product, feed-forward and norms see the active rows only; the halted rows are copied as
-   they are, and go on serving as keys and values (halt-and-copy);
+   they are, and go on serving as keys and values (halt-and-copy); an encoder with `CatchUp` moves
+   them by a small map of the layer;
 4. the off-ramp scores all words of the batch, the criterion says which leave, and their rows halt.
    Special pieces stay active as long as a word of their unit does, unless `Rules` say otherwise;
 5. words out of reach of every active word, by default all of a unit without one, are finished:
@@ -53,7 +54,7 @@ class Rules:
     """What follows from a word's exit, and what its off-ramp sees. The defaults are the paper's.
 
     special_share (float): A unit's special pieces halt when at most this share of its words is
-        active.
+        active: with 1 from the start, wherever words can leave at all.
     reach (Optional[int]): Halted words that are further than this many words from every active one
         of their unit leave the batch, and windows take them for certain. None: they go on serving
         as keys and values as long as a word of their unit is active.
@@ -99,11 +100,17 @@ class Batch:
     """
 
     def __init__(
-        self, pieces: Pieces, units: np.ndarray, device: torch.device, rules: Rules = PAPER
+        self,
+        pieces: Pieces,
+        units: np.ndarray,
+        device: torch.device,
+        rules: Rules = PAPER,
+        halts: bool | np.ndarray = False,
     ):
         """pieces (Pieces): Packed pieces of many units.
         units (ndarray): The units of this batch, shortest first.
         rules (Rules): What follows from a word's exit.
+        halts (Union[bool, ndarray]): See ExitCriterion.halts.
         """
         lengths = np.diff(pieces.unit_starts)[units]
         rows = ranges(pieces.unit_starts[units], lengths)
@@ -112,7 +119,8 @@ class Batch:
         starts = np.cumsum(lengths) - lengths
         self.device = device
         self.rules = rules
-        self.least_active = rules.special_share * n_words  # words; at or below, special pieces halt
+        # Words of each unit; at or below, its special pieces halt.
+        self.least_active = rules.special_share * n_words * halts
         self.pieces_word = words  # index into the pieces' words
         self.pieces_row = rows
         self.places_at_start = np.arange(len(rows)) - np.repeat(starts, lengths)
@@ -181,7 +189,9 @@ class Batch:
         rows = np.flatnonzero(row_active)
         self.n_active = np.bincount(row_unit[rows], minlength=self.n_units)
         self.active_rows_host = rows
-        self.active_rows = None if row_active.all() else self.upload(rows)
+        some = not row_active.all()
+        self.active_rows = self.upload(rows) if some else None
+        self.halted_rows = self.upload(np.flatnonzero(~row_active)) if some else None
         self.groups = list(self._plan_groups(rows))
 
     def take_active(self, of_rows: Tensor) -> Tensor:
@@ -433,26 +443,34 @@ def run_layer(layer: EncoderLayer, hidden: Tensor, batch: Batch, dropout: float)
     return layer.finish(rows, mixed[0] if len(mixed) == 1 else torch.cat(mixed))
 
 
-def copy_halted(old: Tensor, rows: Tensor, batch: Batch) -> Tensor:
-    """All rows of the batch, shape (n_rows, H): new ones where they are active, else the old."""
-    return rows if batch.active_rows is None else old.index_copy(0, batch.active_rows, rows)
+def copy_halted(old: Tensor, rows: Tensor, batch: Batch, moved: Tensor | None = None) -> Tensor:
+    """All rows of the batch, shape (n_rows, H): new ones where they are active, else the old.
+
+    moved (Optional[Tensor]): What stands for the old ones instead, shape (n_halted, H).
+    """
+    if batch.active_rows is None or batch.halted_rows is None:
+        return rows
+    new = old.index_copy(0, batch.active_rows, rows)
+    return new if moved is None else new.index_copy_(0, batch.halted_rows, moved)
 
 
 def layer_macs(config: EncoderConfig, n_active: np.ndarray, n_rows: np.ndarray) -> np.ndarray:
     """Multiply-accumulates of one layer per unit (method: cost accounting).
 
     2H²(A+N) [projections] + 2HAN [attention, all heads] + 2HFA [feed-forward; gated: 3HFA]
+    + 2HR(N-A) [maps of rank R for halted rows, if there are any]
 
     A local window costs no less: the scores outside of it are computed, then masked.
 
-    config (EncoderConfig): Gives H and F.
+    config (EncoderConfig): Gives H, F and R.
     n_active, n_rows (ndarray): A and N of each unit, shape (n_units,).
     RETURNS (ndarray): shape (n_units,), float64.
     """
     active, rows = n_active.astype(np.float64), n_rows.astype(np.float64)
     h, f = config.hidden, config.inner
     feed_forward = (3 if config.gated else 2) * h * f * active
-    return 2 * h * h * (active + rows) + 2 * h * active * rows + feed_forward
+    caught_up = 2 * h * config.catch_up * (rows - active)
+    return 2 * h * h * (active + rows) + 2 * h * active * rows + feed_forward + caught_up
 
 
 def embedding_macs(config: EncoderConfig, n_rows: np.ndarray) -> np.ndarray:
@@ -511,7 +529,8 @@ def run(
     temperatures = offramps.column_temperatures(slices)
     attention_dropout = config.attention_dropout if module.training else 0.0
 
-    batch = Batch(pieces, units, next(module.parameters()).device, rules)
+    halts = criterion is not None and criterion.halts(config.n_layers)
+    batch = Batch(pieces, units, next(module.parameters()).device, rules, halts)
     n_all_words = len(batch.word_id)
     hidden = unnormed = encoder.embed(batch.ids, batch.places)
     exit_layer = np.zeros(n_all_words, dtype=np.int64)
@@ -531,9 +550,13 @@ def run(
             unnormed = copy_halted(unnormed, rows, batch)
             hidden = layer.last_norm(unnormed)
         else:
-            hidden = copy_halted(hidden, layer.last_norm(rows), batch)
+            moved = None
+            if config.catch_up and batch.halted_rows is not None:
+                moved = encoder.catch_up(number, hidden.index_select(0, batch.halted_rows))
+            hidden = copy_halted(hidden, layer.last_norm(rows), batch, moved)
         if aligned:
-            row_layer[batch.row_id[batch.active_rows_host]] = number
+            changed = slice(None) if config.catch_up else batch.active_rows_host
+            row_layer[batch.row_id[changed]] = number
         macs[batch.unit_id] += layer_macs(config, batch.n_active, batch.lengths)
         last = number == config.n_layers
         deciding = last or (criterion is not None and criterion.checks(number))

@@ -149,13 +149,15 @@ class Recording:
         n_words = np.diff(pieces.word_starts)
         lengths = np.diff(pieces.unit_starts)
         specials = lengths - self._per_unit(rows_of)
+        # Where nothing can leave before the last layer, nothing halts.
+        least_active = rules.special_share * n_words * deciding[:-1].any()
         total, scored = embedding_macs(config, lengths).sum(), 0
         for layer in range(1, self.n_layers + 1):
             going = exits >= layer
             n_going = self._per_unit(going)
             here = in_reach(going, self.unit, self.gap, rules.reach)
             active = self._per_unit(rows_of * going)
-            active = active + specials * (n_going > rules.special_share * n_words)
+            active = active + specials * (n_going > least_active)
             rows = self._per_unit(rows_of * here) + specials * (n_going > 0)
             total += layer_macs(config, active, rows).sum()
             scored += here.sum() if deciding[layer - 1] else 0

@@ -102,6 +102,14 @@ def initialized(encoder, components=("ner",), **config):
     return nlp
 
 
+def from_stage1(encoder, path, model=None, config=None, **settings):
+    """What stage 2 begins with."""
+    nlp = untrained(encoder, model=model or {}, **(config or {}))
+    nlp.config["initialize"]["components"]["transformer"] = {"init_from": str(path), **settings}
+    nlp.initialize(lambda: make_examples(nlp))
+    return nlp
+
+
 def depth(nlp):
     (layer,) = set(nlp(TEXT)._.exit_layers)
     return layer

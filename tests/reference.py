@@ -129,11 +129,19 @@ def run_unit(
             x = torch.stack([n if s else o for n, o, s in zip(normed, x, serves, strict=True)])
         else:
             new = layer.last_norm(new)
+            if config.catch_up:
+                # what has left the batch is not moved any more
+                maps = encoder.catch_up
+                down, up, bias = (part[number - 1] for part in (maps.down, maps.up, maps.bias))
+                moved = x + x @ down @ up + bias
+                x = torch.stack([m if s else o for m, o, s in zip(moved, x, serves, strict=True)])
+                row_layer = [number if s else at for s, at in zip(serves, row_layer, strict=True)]
             x = torch.stack([n if a else o for n, o, a in zip(new, x, active, strict=True)])
         n_active, n_rows = sum(active), int(serves.sum())
         macs += 2 * h * h * (n_active + n_rows)
         matrices = 3 if config.gated else 2
         macs += 2 * h * n_active * n_rows + matrices * h * config.inner * n_active
+        macs += 2 * h * config.catch_up * (n_rows - n_active)
         macs += offramps.weight[0].numel() * sum(in_batch)
         vectors = x[word_row]
         if mean_pieces:

@@ -578,13 +578,13 @@ def test_evaluate_nothing(stored, tmp_path):
 # --- cost ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("share", [None, 0.3, 0.7])
-def test_macs_are_those_that_torch_counts(tmp_path, share):
+@pytest.mark.parametrize("share,catch_up", [(None, 0), (0.3, 0), (0.7, 0), (0.7, 16)])
+def test_macs_are_those_that_torch_counts(tmp_path, share, catch_up):
     """torch's counter does not know the attention kernel for CPUs, but the products that the math
     backend does instead. What is padded there is not in our count.
     """
     folder = make_encoder(tmp_path, n_layers=6, hidden_size=64, intermediate_size=256)
-    nlp = make_nlp(str(folder))
+    nlp = make_nlp(str(folder), model={"catch_up": catch_up})
     transformer = nlp.get_pipe("transformer")
     docs = [nlp.make_doc(f"{text} {text}") for text, _ in TEXTS * 3]
     criterion = None

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from reference import given_rule, run_unit, sentence_rule, token_rule
 
@@ -47,10 +47,12 @@ LOCAL = replace(
     norm_bias=False,
 )
 ALIGNED = replace(CONFIG, aligned=True)
+CAUGHT_UP = replace(CONFIG, aligned=True, catch_up=3)
+LOCAL_CAUGHT_UP = replace(LOCAL, catch_up=2)
 every_kind = pytest.mark.parametrize(
     "config",
-    [CONFIG, SHARED_LAYERS, LOCAL, ALIGNED],
-    ids=lambda c: f"{c.family}-aligned" if c.aligned else c.family,
+    [CONFIG, SHARED_LAYERS, LOCAL, ALIGNED, CAUGHT_UP, LOCAL_CAUGHT_UP],
+    ids=lambda c: c.family + "-aligned" * c.aligned + "-catch-up" * bool(c.catch_up),
 )
 CLASSES = {"ner": ["O", "B-X", "I-X"], "pos": ["A", "B", "C", "D"]}
 TASKS = list(CLASSES)
@@ -111,6 +113,9 @@ class GivenExit:
         self.exits = np.asarray(exits)
 
     def checks(self, layer):
+        return True
+
+    def halts(self, n_layers):
         return True
 
     def __call__(self, layer, uncertainty, words):
@@ -183,6 +188,7 @@ SLOW = settings(max_examples=20, deadline=None, suppress_health_check=list(Healt
 @given(LENGTHS, st.integers(0, 3), st.floats(0.05, 1.0), RULES, CONTEXT, st.integers(0, 5))
 def test_token_exit_equals_reference(config, lengths, window, threshold, rules, context, seed):
     """(c), (e) and the rules themselves, for random lengths, windows and thresholds."""
+    assume(not (config.catch_up and rules.renorm))
     module, pieces = make_module(seed, config, context), make_pieces(lengths, seed)
     ours = engine(module, pieces, TokenExit(threshold, window), rules=rules, states=True)
     assert_equal(ours, reference(module, pieces, lambda u: token_rule(threshold, window), rules))
@@ -202,6 +208,7 @@ def test_sentence_exit_equals_reference(config, lengths, threshold, seed):
 @given(LENGTHS, RULES, CONTEXT, st.integers(0, 10_000))
 def test_given_exits_equal_reference_forward_and_backward(config, lengths, rules, context, seed):
     """(c): the gathering path equals the masked one for any exits, and so do its gradients."""
+    assume(not (config.catch_up and rules.renorm))
     module, pieces = make_module(seed % 7, config, context), make_pieces(lengths, seed)
     exits = np.random.default_rng(seed).integers(1, CONFIG.n_layers + 1, sum(lengths))
     units = np.argsort(np.diff(pieces.unit_starts), kind="stable")
@@ -219,17 +226,21 @@ def test_given_exits_equal_reference_forward_and_backward(config, lengths, rules
     for scores, states in ((ours[0], ours[3]), (theirs[0], theirs[3])):
         module.zero_grad()
         ((states * weight).sum() + (scores**2).sum()).backward(retain_graph=True)
-        gradients.append([p.grad.clone() for p in module.parameters() if p.grad is not None])
+        gradients.append(
+            [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in module.parameters()]
+        )
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
 
 
 @every_kind
-def test_threshold_zero_is_full_depth(config):
+@pytest.mark.parametrize("special_share", [0.0, 0.5, 1.0])
+def test_threshold_zero_is_full_depth(config, special_share):
     """(a)"""
     module, pieces = make_module(config=config), make_pieces([3, 7, 1, 5])
+    rules = Rules(special_share=special_share)
     full = engine(module, pieces, None)
-    zero = engine(module, pieces, TokenExit(0.0, 1))
+    zero = engine(module, pieces, TokenExit(0.0, 1), rules=rules)
     assert torch.equal(full[0], zero[0])
     assert (zero[1] == CONFIG.n_layers).all()
     np.testing.assert_array_equal(full[2], zero[2])
@@ -250,7 +261,7 @@ def test_full_depth_costs_the_formula(config):
     _, _, macs, _, _ = engine(module, pieces, None)
     rows, words = np.diff(pieces.unit_starts), np.diff(pieces.word_starts)
     h, f, n_layers = config.hidden, config.inner, config.n_layers
-    matrices = 3 if config is LOCAL else 2
+    matrices = 3 if config.gated else 2
     layer = 4 * h * h * rows + 2 * h * rows**2 + matrices * h * f * rows
     projection = 6 * h * rows if config is SHARED_LAYERS else 0
     expected = projection + n_layers * layer + h * 7 * words
@@ -258,7 +269,7 @@ def test_full_depth_costs_the_formula(config):
     np.testing.assert_array_equal(full_depth_macs(config, rows, words, 7 * h), expected)
     # with F = 4H the linear part is 12H² per row; a halted row costs a sixth of that
     one, none = np.asarray([1]), np.asarray([0])
-    assert layer_macs(config, none, one)[0] == 2 * h * h
+    assert layer_macs(config, none, one)[0] == 2 * h * h + 2 * h * config.catch_up
 
 
 def test_window_blocks_exactly_k_neighbours():

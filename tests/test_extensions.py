@@ -28,6 +28,9 @@ class Staircase:
     def checks(self, layer):
         return True
 
+    def halts(self, n_layers):
+        return True
+
     def __call__(self, layer, uncertainty, words):
         unit = words.word_unit
         first = torch.searchsorted(unit, torch.arange(words.n_units))

@@ -19,6 +19,7 @@ from pipelines import (
     TEXT,
     TOKEN_BLOCK,
     depth,
+    from_stage1,
     halfway,
     initialized,
     predictions,
@@ -421,13 +422,6 @@ def test_labels_given_to_initialize(encoder, tmp_path):
 
 
 # --- init_from -----------------------------------------------------------------------------
-
-
-def from_stage1(encoder, path, model=None, **settings):
-    nlp = untrained(encoder, model=model or {})
-    nlp.config["initialize"]["components"]["transformer"] = {"init_from": str(path), **settings}
-    nlp.initialize(lambda: make_examples(nlp))
-    return nlp
 
 
 @pytest.fixture(scope="module")

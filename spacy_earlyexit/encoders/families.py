@@ -233,11 +233,13 @@ def read_config(name: str, overrides: dict[str, Any]) -> tuple[PretrainedConfig,
     return hf_config, EncoderConfig(**settings)
 
 
-def load_encoder(name: str, overrides: dict[str, Any], aligned: bool = False) -> Encoder:
+def load_encoder(
+    name: str, overrides: dict[str, Any], aligned: bool = False, catch_up: int = 0
+) -> Encoder:
     """Load pretrained weights into a canonical encoder.
 
     name, overrides: See read_config.
-    aligned (bool): See EncoderConfig.
+    aligned (bool), catch_up (int): See EncoderConfig.
     RETURNS (Encoder): The encoder with its weights, in float32.
     RAISES (ValueError, OSError): See read_config.
     """
@@ -248,6 +250,7 @@ def load_encoder(name: str, overrides: dict[str, Any], aligned: bool = False) ->
     if aligned:
         state["align"] = encoder.align.detach()
     encoder.load_state_dict(state)
+    encoder.set_catch_up(catch_up)
     return encoder
 
 

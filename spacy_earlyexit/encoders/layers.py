@@ -1,7 +1,7 @@
 """The canonical encoder: embeddings and layers that work on packed rows."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -41,6 +41,7 @@ class EncoderConfig:
     thetas (Sequence[float]): Per layer the base of its rotary positions. Empty: positions are
         learned embeddings.
     aligned (bool): There is a map per layer for rows that leave behind it, see Encoder.at_exit.
+    catch_up (int): Rank of the maps that halted rows go through, see CatchUp; 0: they are copied.
     """
 
     family: str
@@ -69,6 +70,7 @@ class EncoderConfig:
     windows: Sequence[int | None] = ()
     thetas: Sequence[float] = ()
     aligned: bool = False
+    catch_up: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -177,6 +179,32 @@ class EncoderLayer(nn.Module):
         return self.outer_dropout(self.outer(self.inner_dropout(inner)))
 
 
+class CatchUp(nn.Module):
+    """What a layer would have made of a row that has halted, guessed by a linear map of low rank:
+    h + (h D_l) U_l + b_l. Deeper layers then see halted rows about where they were trained to see
+    them, at a fraction of a layer's cost. (Din et al. 2023, "Jump to Conclusions", map rows of one
+    layer to a later one to read them; here it is done layer by layer, for the words around.)
+
+    At first it is the identity, see training/catch_up.py.
+    """
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        n_layers, hidden, rank = config.n_layers, config.hidden, config.catch_up
+        self.down = nn.Parameter(torch.empty(n_layers, hidden, rank))
+        self.up = nn.Parameter(torch.zeros(n_layers, rank, hidden))
+        self.bias = nn.Parameter(torch.zeros(n_layers, hidden))
+        nn.init.normal_(self.down, std=0.02)  # or neither of the two factors would have a gradient
+
+    def forward(self, number: int, rows: Tensor) -> Tensor:
+        """number (int): The layer that the rows are spared, from 1.
+        rows (Tensor): Rows that have halted, shape (n, hidden).
+        RETURNS (Tensor): shape (n, hidden).
+        """
+        at = number - 1
+        return torch.addmm(rows + self.bias[at], rows @ self.down[at], self.up[at])
+
+
 class Encoder(nn.Module):
     """Embeddings and layers. The engine runs them.
 
@@ -206,6 +234,22 @@ class Encoder(nn.Module):
             self.align = nn.Parameter(
                 torch.zeros(config.n_layers - 1, config.hidden, config.hidden)
             )
+        if config.catch_up:
+            self.catch_up = CatchUp(config)
+
+    def set_catch_up(self, rank: int) -> None:
+        """Put in maps for halted rows that have learned nothing yet, or take them out. Nothing
+        happens where there are maps of this rank.
+
+        rank (int): See EncoderConfig.catch_up; at most `hidden`.
+        """
+        rank = min(rank, self.config.hidden)
+        if rank == self.config.catch_up:
+            return
+        self.config = replace(self.config, catch_up=rank)
+        self._modules.pop("catch_up", None)
+        if rank:
+            self.catch_up = CatchUp(self.config).to(self.words.weight.device)
 
     def lay_out(self) -> None:
         """Store the weights of the layers' products as products read them, see by_columns."""

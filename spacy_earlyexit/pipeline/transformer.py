@@ -27,6 +27,7 @@ from ..forks import one_thread_in_forks
 from ..offramps import IGNORE, joint_loss
 from ..pieces import Pieces
 from ..tasks import Task, class_ids, get_task
+from ..training.catch_up import FIT_ROWS, fit_catch_up
 from ..training.self_sampling import SelfSampling
 from .consumer import ExitConsumer
 from .exit_setting import ExitSetting, check_exit
@@ -455,7 +456,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         own = {task for _, pipe in behind for task in self.tasks_of(pipe)}
         self.cfg["auxiliary"] = [task for task in self._task_names if task not in own]
         if init_from is not None:
-            self._init_from(Path(init_from), labels)
+            self._init_from(Path(init_from), labels, examples)
         else:
             self.cfg["labels"] = labels or self._collect_labels(self._task_names, examples)
             self.model.attrs["classes"] = {
@@ -505,7 +506,9 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
                 )
         return collected
 
-    def _init_from(self, path: Path, labels: dict[str, list[str]] | None) -> None:
+    def _init_from(
+        self, path: Path, labels: dict[str, list[str]] | None, examples: Sequence[Example]
+    ) -> None:
         def fail(problem: str) -> ValueError:
             return ValueError(Errors.E017.format(name=self.name, path=path, problem=problem))
 
@@ -524,10 +527,23 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
             has, here = stage1.model.attrs[setting], self.model.attrs[setting]
             if has != here:
                 raise fail(f"it has {setting} = {has}, [components.{self.name}.model] here {here}")
+        rank = self.model.attrs["catch_up"]
         self.model.from_bytes(stage1.model.to_bytes())
+        self._set_catch_up(rank, examples)
         # What was fitted for weights that now change.
         module_of(self.model).offramps.temperature.fill_(1.0)
         self.cfg["labels"] = stored
+
+    def _set_catch_up(self, rank: int, examples: Sequence[Example]) -> None:
+        """Fit maps for halted rows, if they are wanted and stage 1 has none that have learned."""
+        encoder, self.model.attrs["catch_up"] = module_of(self.model).encoder, rank
+        encoder.set_catch_up(rank)
+        if rank and not encoder.catch_up.up.any():
+            # A word has at least one row.
+            n_words = np.cumsum([len(eg.predicted) for eg in examples])
+            enough = int(np.searchsorted(n_words, FIT_ROWS)) + 1
+            docs = [eg.predicted for eg in examples[:enough]]
+            fit_catch_up(encoder, self.model.layers[0].predict(docs), FIT_ROWS)
 
     def _check_consumers(self) -> None:
         for consumer in self.consumers:

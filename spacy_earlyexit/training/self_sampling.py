@@ -8,6 +8,7 @@ with them where each word exits, and the off-ramps learn on what halt-and-copy m
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,6 +88,9 @@ class SampledExit:
 
     def checks(self, layer: int) -> bool:
         return bool((self.threshold > 0).any())
+
+    def halts(self, n_layers: int) -> np.ndarray:
+        return (self.threshold > 0).numpy()
 
     def __call__(self, layer: int, uncertainty: Tensor, words: Any) -> Tensor:
         unit = torch.as_tensor(words.unit_id)[words.word_unit.cpu()]
