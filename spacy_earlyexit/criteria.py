@@ -48,8 +48,8 @@ class ExitCriterion(Protocol):
         """Whether anything can leave at this layer (from 1). If not, its off-ramp is not run."""
 
     def halts(self, n_layers: int) -> bool | np.ndarray:
-        """Whether anything can leave before the last of n_layers: one answer for all units, or one
-        for each, shape (n_units,), bool. Where not, it is full depth, and nothing halts.
+        """Whether rows can halt while others of their unit go on to the last of n_layers: one
+        answer for all units, or one for each, shape (n_units,), bool.
         """
 
     def __call__(self, layer: int, uncertainty: Tensor, words: Words) -> Tensor:
@@ -171,7 +171,7 @@ class FixedExit:
         return layer == self.layer
 
     def halts(self, n_layers: int) -> bool:
-        return self.layer < n_layers
+        return False  # everything leaves at once: what went before is full depth
 
     def __call__(self, layer: int, uncertainty: Tensor, words: Words) -> Tensor:
         return torch.ones_like(uncertainty, dtype=torch.bool)

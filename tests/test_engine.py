@@ -255,6 +255,17 @@ def test_threshold_above_one_leaves_at_layer_one(config, criterion):
 
 
 @every_kind
+@pytest.mark.parametrize("layer", [1, 3, CONFIG.n_layers])
+def test_fixed_layer_is_that_of_full_depth(config, layer):
+    """Whatever the rules: nothing halts before everything leaves."""
+    module, pieces = make_module(config=config), make_pieces([3, 7, 1, 5])
+    plain = engine(module, pieces, FixedExit(layer))
+    lean = engine(module, pieces, FixedExit(layer), rules=Rules(special_share=1.0, reach=0))
+    assert torch.equal(plain[0], lean[0])
+    np.testing.assert_array_equal(plain[2], lean[2])
+
+
+@every_kind
 def test_full_depth_costs_the_formula(config):
     """(d): L · (12H²-type terms) exactly, and one off-ramp."""
     module, pieces = make_module(config=config), make_pieces([3, 7, 1, 5])
