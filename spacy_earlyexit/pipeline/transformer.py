@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import spacy
 import torch
 from spacy.language import Language
 from spacy.pipeline.trainable_pipe import TrainablePipe
@@ -27,12 +26,12 @@ from ..forks import one_thread_in_forks
 from ..offramps import IGNORE, joint_loss
 from ..pieces import Pieces
 from ..tasks import Task, class_ids, get_task
-from ..training.catch_up import FIT_ROWS, fit_catch_up
 from ..training.self_sampling import SelfSampling
 from .consumer import ExitConsumer
 from .exit_setting import ExitSetting, check_exit
 from .exits import EXITS, DocExits
 from .gradients import PendingGradient
+from .stage1 import take_over
 from .upstream import STOCK_TASKS, Upstream
 
 DEFAULT_CONFIG = Config().from_str(
@@ -456,7 +455,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         own = {task for _, pipe in behind for task in self.tasks_of(pipe)}
         self.cfg["auxiliary"] = [task for task in self._task_names if task not in own]
         if init_from is not None:
-            self._init_from(Path(init_from), labels, examples)
+            self.cfg["labels"] = take_over(self, Path(init_from), labels, examples)
         else:
             self.cfg["labels"] = labels or self._collect_labels(self._task_names, examples)
             self.model.attrs["classes"] = {
@@ -505,45 +504,6 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
                     )
                 )
         return collected
-
-    def _init_from(
-        self, path: Path, labels: dict[str, list[str]] | None, examples: Sequence[Example]
-    ) -> None:
-        def fail(problem: str) -> ValueError:
-            return ValueError(Errors.E017.format(name=self.name, path=path, problem=problem))
-
-        if not (path / "config.cfg").is_file():
-            raise fail("there is no pipeline in this folder")
-        config = Config().from_disk(path / "config.cfg", interpolate=False)
-        if config["components"].get(self.name, {}).get("factory") != "earlyexit_transformer":
-            raise fail(f"it has no earlyexit_transformer named '{self.name}'")
-        others = [name for name in config["nlp"]["pipeline"] if name != self.name]
-        stage1: EarlyExitTransformer = spacy.load(path, exclude=others).get_pipe(self.name)  # type: ignore[assignment]
-        stored = stage1.label_data
-        wanted = labels or {task: stored.get(task, []) for task in self._task_names or []}
-        if wanted != stored:
-            raise ValueError(Errors.E018.format(path=path, old=stored, new=wanted))
-        for setting in ("offramp_context", "align_exits"):
-            has, here = stage1.model.attrs[setting], self.model.attrs[setting]
-            if has != here:
-                raise fail(f"it has {setting} = {has}, [components.{self.name}.model] here {here}")
-        rank = self.model.attrs["catch_up"]
-        self.model.from_bytes(stage1.model.to_bytes())
-        self._set_catch_up(rank, examples)
-        # What was fitted for weights that now change.
-        module_of(self.model).offramps.temperature.fill_(1.0)
-        self.cfg["labels"] = stored
-
-    def _set_catch_up(self, rank: int, examples: Sequence[Example]) -> None:
-        """Fit maps for halted rows, if they are wanted and stage 1 has none that have learned."""
-        encoder, self.model.attrs["catch_up"] = module_of(self.model).encoder, rank
-        encoder.set_catch_up(rank)
-        if rank and not encoder.catch_up.up.any():
-            # A word has at least one row.
-            n_words = np.cumsum([len(eg.predicted) for eg in examples])
-            enough = int(np.searchsorted(n_words, FIT_ROWS)) + 1
-            docs = [eg.predicted for eg in examples[:enough]]
-            fit_catch_up(encoder, self.model.layers[0].predict(docs), FIT_ROWS)
 
     def _check_consumers(self) -> None:
         for consumer in self.consumers:
