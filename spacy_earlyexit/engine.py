@@ -450,8 +450,10 @@ def copy_halted(old: Tensor, rows: Tensor, batch: Batch, moved: Tensor | None = 
     """
     if batch.active_rows is None or batch.halted_rows is None:
         return rows
-    new = old.index_copy(0, batch.active_rows, rows)
-    return new if moved is None else new.index_copy_(0, batch.halted_rows, moved)
+    if moved is None:
+        return old.index_copy(0, batch.active_rows, rows)
+    new = torch.empty_like(old).index_copy_(0, batch.active_rows, rows)
+    return new.index_copy_(0, batch.halted_rows, moved)
 
 
 def layer_macs(config: EncoderConfig, n_active: np.ndarray, n_rows: np.ndarray) -> np.ndarray:
