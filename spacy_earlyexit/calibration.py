@@ -15,8 +15,10 @@ from tqdm import tqdm
 
 from .architectures import module_of
 from .criteria import SCHEDULES, ExitCriterion, SentenceExit, TokenExit
+from .decoding import log_softmax
 from .errors import Errors
 from .evaluation import component_scores, count_hits, depth_scores, fresh_docs, standard_error
+from .offramps import IGNORE
 from .pieces import Pieces
 from .recording import Recording
 
@@ -39,6 +41,8 @@ class Measurement:
     mean_depth (float): Mean exit layer of the words.
     scores (Dict[str, float]): The components' scores, such as {"ents_f": 0.9}.
     hits (Dict[str, ndarray]): Of count_hits, shape (n_docs, 3) each; empty if they are not counted.
+    log_loss (float): Mean negative log-likelihood per word of the gold labels where words leave,
+        summed over the tasks, in nats; nan if it is not known.
     """
 
     criterion: ExitCriterion | None
@@ -47,6 +51,7 @@ class Measurement:
     mean_depth: float
     scores: dict[str, float] = field(default_factory=dict)
     hits: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+    log_loss: float = math.nan
 
     def to_point(self) -> dict[str, Any]:
         """RETURNS (Dict[str, Any]): An operating point as the pipeline keeps it."""
@@ -66,13 +71,14 @@ class Probe:
     ):
         """transformer (EarlyExitTransformer): In its pipeline.
         examples (Sequence[Example]): Their predicted Docs give tokens, see fresh_docs.
-        hits (bool): Count them, in every run.
+        hits (bool): Count them, and take the log loss, in every run.
         """
         self.transformer = transformer
         self.hits = hits
         self.references = [eg.reference for eg in examples]
         self.docs = fresh_docs(transformer, examples)
         self.pieces: Pieces | None = None
+        self.gold: dict[str, np.ndarray] = {}  # per task, when it is known which words there are
         self.runs: list[Measurement] = []
 
     def __call__(self, criterion: ExitCriterion | None) -> Measurement:
@@ -101,14 +107,12 @@ class Probe:
             raise ValueError(Errors.E039.format(n_words=n_words, gigabytes=gigabytes))
         docs, output = self._run(None, every_layer=True)
         assert output.every_layer is not None
-        examples = [Example(*pair) for pair in zip(self.docs, self.references, strict=True)]
-        gold = transformer.gold(examples, output.pieces)
         recording = Recording(
             module,
             output.pieces,
             output.slices,
             output.every_layer,
-            {task: gold[task].cpu().numpy() for task in output.slices},
+            self._gold(output),
             float(output.macs_full.sum()),
             model.attrs["rules"],
         )
@@ -141,9 +145,30 @@ class Probe:
             mean_depth=float(output.exit_layer[output.pieces.owned].mean()),
             scores=scores,
             hits=count_hits(scored) if self.hits else {},
+            log_loss=self._log_loss(output) if self.hits else math.nan,
         )
         self.runs.append(measured)
         return measured
+
+    def _gold(self, output: "MultiExitOutput") -> dict[str, np.ndarray]:
+        if not self.gold:
+            examples = [Example(*pair) for pair in zip(self.docs, self.references, strict=True)]
+            gold = self.transformer.gold(examples, output.pieces)
+            self.gold = {task: gold[task].cpu().numpy() for task in output.slices}
+        return self.gold
+
+    def _log_loss(self, output: "MultiExitOutput") -> float:
+        """See Measurement."""
+        losses = []
+        for task, ids in self._gold(output).items():
+            known = np.flatnonzero(ids != IGNORE)
+            if len(known):
+                temperatures = np.asarray(self.transformer.temperatures[task])
+                scores = output.scores[known, output.slices[task]]
+                scores = scores / temperatures[output.exit_layer[known] - 1, None]
+                of_gold = log_softmax(scores)[np.arange(len(known)), ids[known]]
+                losses.append(-float(of_gold.mean()))
+        return sum(losses) if losses else math.nan
 
 
 class Sweep:
@@ -420,7 +445,7 @@ def calibrate(
 def _of_each_window(ranked: Sequence[Candidate]) -> list[Candidate]:
     """The best candidate of each window first, then the others. Replays rank schedules well, but
     small windows too high: what halted neighbours do to a word is not in a recording. So the
-    largest window, which _choose prefers, comes second at the latest.
+    largest window comes second at the latest.
     """
     first: dict[int | None, Candidate] = {}
     for candidate in ranked:
@@ -431,10 +456,11 @@ def _of_each_window(ranked: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _choose(runs: Sequence[Measurement], full: Measurement) -> Measurement:
-    """Of the runs that dev can't tell from the best one in any score, that with the largest window:
-    small ones carry over worse to other text. This is the one-standard-error rule (Breiman et al.
-    1984; Hastie et al. 2009, section 7.10), with the error of the difference, since all runs are
-    over the same documents.
+    """Of the runs that dev can't tell from the best one in any score (within one standard error of
+    the difference, since all runs are over the same documents), that under which the gold labels
+    are likeliest: it hears all words, not only those whose label changes. Where that is not known,
+    the one with the largest window, as in the one-standard-error rule (Breiman et al. 1984; Hastie
+    et al. 2009, section 7.10): small ones carry over worse to other text.
 
     The best one: scores count by how surely dev knows them, each in units of its standard error.
     Their mean would be ruled by the noisiest. Where an error is not known (see standard_error), it
@@ -463,6 +489,8 @@ def _choose(runs: Sequence[Measurement], full: Measurement) -> Measurement:
             for key, score in best.scores.items()
         )
     ]
+    if all(math.isfinite(run.log_loss) for run in alike):
+        return min(alike, key=lambda run: run.log_loss)
     return max(alike, key=lambda run: (_window(run), worth(run)))
 
 

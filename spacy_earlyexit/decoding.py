@@ -112,3 +112,11 @@ def _viterbi(
         if step:
             state[:n] = back[step - 1][np.arange(n), state[:n]]
     return path
+
+
+def log_softmax(scores: np.ndarray) -> np.ndarray:
+    """Log-probabilities of scores, shape (n_words, n_classes)."""
+    if not len(scores):
+        return scores
+    shifted = scores - scores.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

@@ -10,6 +10,7 @@ import pytest
 import spacy
 import torch
 from conftest import TEXTS, make_encoder, make_examples, make_nlp
+from pipelines import halfway
 from spacy.scorer import Scorer, get_ner_prf
 from spacy.tokens import Doc, DocBin
 from spacy.training import Example
@@ -99,7 +100,7 @@ def test_points_are_measured_and_within_reach(calibrated, dev):
 
 
 @pytest.mark.parametrize("error", [0.0, 1.0])
-def test_a_speedup_is_the_largest_window_within_one_error(trained, monkeypatch, error):
+def test_a_speedup_is_the_likeliest_run_within_one_error(trained, monkeypatch, error):
     """Among all runs at the target, whatever the window ranks in the replays."""
     monkeypatch.setattr(module, "TOLERANCE", 0.2)  # six sentences leave in large steps
     monkeypatch.setattr(module, "standard_error", lambda base, other, score: error)
@@ -113,7 +114,7 @@ def test_a_speedup_is_the_largest_window_within_one_error(trained, monkeypatch, 
     alike = [run for run in near if run.score >= best - error]
     point = found.points["1.5x"]
     assert point in alike
-    assert point.criterion.window == max(run.criterion.window for run in alike)
+    assert point.log_loss == min(run.log_loss for run in alike)
 
 
 def test_a_loss_is_the_fastest_run(calibrated):
@@ -168,6 +169,30 @@ def test_what_dev_cannot_tell_apart_is_the_larger_window():
     assert choose([best, worse]) is best
     sentence = a_run(None, range(2, 13))
     assert choose([alike, sentence, best]) is sentence
+
+
+def test_of_what_dev_cannot_tell_apart_the_least_log_loss():
+    best = replace(a_run(0, range(10)), log_loss=0.3)
+    sure = replace(a_run(1, range(2, 13)), log_loss=0.2)
+    wide = replace(a_run(5, range(2, 13)), log_loss=0.25)
+    worse = replace(a_run(5, range(15)), log_loss=0.1)
+    assert choose([best, sure, wide, worse]) is sure
+    assert choose([best, wide]) is wide and choose([best, worse]) is best
+
+
+def test_log_loss_is_that_of_the_labels_at_exit(trained):
+    """At the temperatures of the layers that words leave at; as torch has it, word by word."""
+    transformer, examples = trained.get_pipe("transformer"), make_examples(trained)
+    probe, criterion = Probe(transformer, examples, hits=True), halfway(trained)
+    run = probe(criterion)
+    with transformer.use(criterion):
+        output = transformer.predict(probe.docs)
+    gold = transformer.gold(examples, output.pieces)["ner"]
+    temperatures = torch.tensor(transformer.temperatures["ner"])[output.exit_layer - 1]
+    scores = torch.from_numpy(output.scores) / temperatures[:, None]
+    expected = torch.nn.functional.cross_entropy(scores, gold)
+    assert run.log_loss == pytest.approx(expected.item(), rel=1e-5)
+    assert np.isnan(Probe(transformer, examples)(criterion).log_loss)
 
 
 def test_of_equal_windows_the_better_score():
@@ -368,7 +393,7 @@ def test_command(stored, dev, tmp_path):
     code, out = run_cli("calibrate", *args, "--max-loss", "0.5")
     assert code == 0, out
     assert "full" in out and "within-0.5" in out and "temperatures: ner" in out
-    assert "the largest window within one standard error of the best run" in out
+    assert "the likeliest labels within one standard error of the best run" in out
     nlp = spacy.load(output)
     transformer = nlp.get_pipe("transformer")
     meta = json.loads((output / "meta.json").read_text())

@@ -79,7 +79,7 @@ def calibrate_cli(
     code_path: CodePath = None,
 ) -> None:
     """Find operating points of a trained pipeline on dev data: for each speed-up the best
-    setting, or the largest window that dev can't tell from it, and the fastest that lose no
+    setting, or the surest that dev can't tell from it, and the fastest that lose no
     more than allowed. They are saved with a copy of the pipeline, with the temperatures that are
     fitted first.
     """
@@ -227,7 +227,7 @@ def print_calibration(found: "Calibration", transformer: "EarlyExitTransformer")
     print_table(rows, header, "l" + "r" * (len(scores) + 3) + "l")
     for name, reason in found.missed.items():
         msg.warn(f"No point {name}: {reason}")
-    msg.text("For a speed-up: the largest window within one standard error of the best run")
+    msg.text("For a speed-up: the likeliest labels within one standard error of the best run")
     msg.text(
         f"{len(found.runs)} runs; temperatures: {format_temperatures(transformer.temperatures)}"
     )

@@ -7,7 +7,7 @@ from spacy.attrs import ENT_IOB, ENT_TYPE, SENT_START
 from spacy.language import Language
 from spacy.tokens import Doc, Span
 
-from ..decoding import bio_grammar, decode
+from ..decoding import bio_grammar, decode, log_softmax
 from .consumer import ExitConsumer
 
 
@@ -90,7 +90,7 @@ class EarlyExitNer(ExitConsumer):
         breaks = np.diff(sentence, prepend=-1) != 0
         ends = np.cumsum(lengths)[:-1]
         decoded = decode(
-            np.split(_log_softmax(scores), ends), np.split(breaks, ends), bio_grammar(classes)
+            np.split(log_softmax(scores), ends), np.split(breaks, ends), bio_grammar(classes)
         )
         return _entities(tokens, lengths, np.concatenate(decoded), classes)
 
@@ -114,13 +114,6 @@ class EarlyExitNer(ExitConsumer):
             taken = {token.i for span in kept + blocked for token in span}
             spans = [span for span in spans if not taken.intersection(range(span.start, span.end))]
             doc.set_ents(kept + spans, blocked=blocked, default="outside")
-
-
-def _log_softmax(scores: np.ndarray) -> np.ndarray:
-    if not len(scores):
-        return scores
-    shifted = scores - scores.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def _entities(
