@@ -14,6 +14,7 @@ from spacy_earlyexit.encoders import Encoder, EncoderConfig, layers
 from spacy_earlyexit.engine import MultiExitModule, Rules, full_depth_macs, layer_macs, run
 from spacy_earlyexit.offramps import IGNORE, OffRamps, joint_loss, uncertainty
 from spacy_earlyexit.pieces import Pieces
+from spacy_earlyexit.training.self_sampling import SampledExit
 
 CONFIG = EncoderConfig(
     family="bert",
@@ -252,6 +253,17 @@ def test_threshold_above_one_leaves_at_layer_one(config, criterion):
     """(b)"""
     _, exits, _, _, _ = engine(make_module(config=config), make_pieces([3, 7, 1]), criterion)
     assert (exits == 1).all()
+
+
+@every_kind
+def test_unit_at_full_depth_beside_one_that_halts(config):
+    """As self-sampling draws them: special pieces halt from the start in the second one only."""
+    module, pieces = make_module(config=config), make_pieces([3, 7])
+    drawn = SampledExit(torch.tensor([0.0, 0.9]), torch.tensor([0, 0]), [1.0] * CONFIG.n_layers)
+    full = engine(module, pieces, None)
+    ours = engine(module, pieces, drawn, rules=Rules(special_share=1.0))
+    torch.testing.assert_close(ours[0][:3], full[0][:3], rtol=1e-9, atol=1e-9)
+    assert (ours[1][:3] == CONFIG.n_layers).all() and (ours[1][3:] < CONFIG.n_layers).any()
 
 
 @every_kind
