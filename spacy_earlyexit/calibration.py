@@ -190,7 +190,9 @@ class Sweep:
 
 
 class Curve:
-    """What a recording says of one kind of criterion: speed-up and score for many thresholds."""
+    """What a recording says of one kind of criterion: speed-up, score and log loss for many
+    thresholds.
+    """
 
     def __init__(self, recording: Recording, criterion: Callable[[float], ExitCriterion]):
         self.thresholds = np.geomspace(1e-5, 1.0, 31)
@@ -199,6 +201,7 @@ class Curve:
         speedups = np.maximum.accumulate([replay.speedup for replay in replays])
         self.speedups = speedups + 1e-9 * np.arange(len(speedups))
         self.scores = np.asarray([replay.score for replay in replays])
+        self.log_losses = np.asarray([replay.log_loss for replay in replays])
 
     def threshold_for(self, speedup: float) -> float:
         return float(np.exp(np.interp(speedup, self.speedups, np.log(self.thresholds))))
@@ -207,11 +210,11 @@ class Curve:
         return float(np.interp(np.log(threshold), np.log(self.thresholds), self.speedups))
 
     def promise(self, speedup: float) -> tuple[float, float]:
-        """RETURNS (Tuple[float, float]): How much of a speed-up can be had, and the score there; of
-        two candidates the better one is greater.
+        """RETURNS (Tuple[float, float]): How much of a speed-up can be had, and the negative log
+        loss there, which is less noisy than the score; of two candidates the better one is greater.
         """
         reached = float(min(self.speedups[-1] / speedup, 1.0))
-        return reached, float(np.interp(speedup, self.speedups, self.scores))
+        return reached, -float(np.interp(speedup, self.speedups, self.log_losses))
 
     def fastest(self, score: float) -> float:
         """RETURNS (float): The largest speed-up with at least this score; 1 if there is none."""

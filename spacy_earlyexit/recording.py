@@ -41,11 +41,14 @@ class Replay:
     exit_layer (ndarray): Layer each word leaves at, from 1, shape (n_words,).
     speedup (float): MACs at full depth / MACs spent.
     score (float): Mean of label_score over the tasks.
+    log_loss (float): Mean negative log-likelihood per word of the gold labels where words leave,
+        summed over the tasks; 0 where there are none.
     """
 
     exit_layer: np.ndarray
     speedup: float
     score: float
+    log_loss: float
 
 
 class Recording:
@@ -98,6 +101,23 @@ class Recording:
             for scores, own in zip(self.scores, temperatures, strict=True)
         ]
 
+    @cached_property
+    def log_losses(self) -> np.ndarray:
+        """What each word adds to the log loss if it leaves at a layer, at the temperatures of now,
+        shape (n_layers, n_words).
+        """
+        temperatures = self.module.offramps.column_temperatures(self.slices).cpu()
+        losses = np.zeros(self.scores.shape[:2])
+        for task, part in self.slices.items():
+            known = np.flatnonzero(self.gold[task] != IGNORE)
+            gold = torch.from_numpy(self.gold[task][known])
+            scores = self.scores[:, torch.from_numpy(known), part] / temperatures[:, None, part]
+            of_gold = F.log_softmax(scores, dim=-1).gather(
+                2, gold.expand(self.n_layers, -1)[..., None]
+            )
+            losses[:, known] -= of_gold[..., 0].numpy() / max(len(known), 1)
+        return losses
+
     def fit_temperatures(self) -> None:
         """Give every layer and task the temperature that makes its probabilities true (Guo et al.,
         ICML 2017), and the module with them. What the off-ramps answer does not change by it.
@@ -111,7 +131,8 @@ class Recording:
                 offramps.temperature[layer, tasks.index(task)] = fit_temperature(
                     scores[torch.from_numpy(known), part], gold
                 )
-        self.__dict__.pop("uncertainty", None)
+        for name in ("uncertainty", "log_losses"):
+            self.__dict__.pop(name, None)
 
     def replay(self, criterion: ExitCriterion | None) -> Replay:
         """What a criterion would do; None for full depth."""
@@ -135,6 +156,7 @@ class Recording:
             exits,
             speedup=self.macs_full / self._macs(exits, deciding),
             score=float(np.mean(scores)) if scores else 0.0,
+            log_loss=float(self.log_losses[exits - 1, words].sum()),
         )
 
     def _macs(self, exits: np.ndarray, deciding: np.ndarray) -> float:

@@ -19,7 +19,7 @@ CLASSES = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 
 @pytest.fixture(scope="module")
 def probe(trained):
-    return Probe(trained.get_pipe("transformer"), make_examples(trained))
+    return Probe(trained.get_pipe("transformer"), make_examples(trained), hits=True)
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +38,7 @@ def test_replay_of_a_fixed_exit_is_exact(probe, recorded, layer):
     real = probe(FixedExit(layer))
     assert set(replay.exit_layer) == {layer}
     assert replay.speedup == pytest.approx(real.speedup)
+    assert replay.log_loss == pytest.approx(real.log_loss, rel=1e-4)
 
 
 def test_replay_of_full_depth(recorded):
@@ -58,6 +59,7 @@ def test_replay_of_sentence_exit_is_exact(probe, recorded):
         )
         assert replay.speedup == pytest.approx(real.speedup)
         assert replay.exit_layer[recording.pieces.owned].mean() == pytest.approx(real.mean_depth)
+        assert replay.log_loss == pytest.approx(real.log_loss, rel=1e-4)
 
 
 @pytest.mark.parametrize(
