@@ -9,18 +9,18 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from spacy.tokens import Doc
 from spacy.training import Example
 from tqdm import tqdm
 
 from .architectures import module_of
 from .criteria import SCHEDULES, ExitCriterion, SentenceExit, TokenExit
-from .decoding import log_softmax
 from .errors import Errors
 from .evaluation import component_scores, count_hits, depth_scores, fresh_docs, standard_error
 from .offramps import IGNORE
 from .pieces import Pieces
-from .recording import Recording
+from .recording import Recording, gold_losses
 
 if TYPE_CHECKING:
     from .architectures import MultiExitOutput
@@ -163,11 +163,10 @@ class Probe:
         for task, ids in self._gold(output).items():
             known = np.flatnonzero(ids != IGNORE)
             if len(known):
-                temperatures = np.asarray(self.transformer.temperatures[task])
-                scores = output.scores[known, output.slices[task]]
-                scores = scores / temperatures[output.exit_layer[known] - 1, None]
-                of_gold = log_softmax(scores)[np.arange(len(known)), ids[known]]
-                losses.append(-float(of_gold.mean()))
+                temperatures = torch.tensor(self.transformer.temperatures[task])
+                scores = torch.from_numpy(output.scores[known, output.slices[task]])
+                own = temperatures[output.exit_layer[known] - 1, None]
+                losses.append(float(gold_losses(scores, own, ids[known]).mean()))
         return sum(losses) if losses else math.nan
 
 

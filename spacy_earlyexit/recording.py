@@ -110,12 +110,9 @@ class Recording:
         losses = np.zeros(self.scores.shape[:2])
         for task, part in self.slices.items():
             known = np.flatnonzero(self.gold[task] != IGNORE)
-            gold = torch.from_numpy(self.gold[task][known])
-            scores = self.scores[:, torch.from_numpy(known), part] / temperatures[:, None, part]
-            of_gold = F.log_softmax(scores, dim=-1).gather(
-                2, gold.expand(self.n_layers, -1)[..., None]
-            )
-            losses[:, known] -= of_gold[..., 0].numpy() / max(len(known), 1)
+            scores = self.scores[:, torch.from_numpy(known), part]
+            own = gold_losses(scores, temperatures[:, None, part], self.gold[task][known])
+            losses[:, known] += own / max(len(known), 1)
         return losses
 
     def fit_temperatures(self) -> None:
@@ -187,6 +184,18 @@ class Recording:
 
     def _per_unit(self, of_words: np.ndarray) -> np.ndarray:
         return np.bincount(self.unit, of_words, minlength=self.n_units)
+
+
+def gold_losses(scores: Tensor, temperatures: Tensor, gold: np.ndarray) -> np.ndarray:
+    """Negative log-likelihood of the gold classes.
+
+    scores (Tensor): shape (…, n_words, n_classes).
+    temperatures (Tensor): What divides them; of a shape that goes with theirs.
+    gold (ndarray): Class ids, shape (n_words,).
+    RETURNS (ndarray): shape (…, n_words).
+    """
+    ids = torch.from_numpy(gold).expand(scores.shape[:-1])[..., None]
+    return -F.log_softmax(scores / temperatures, dim=-1).gather(-1, ids)[..., 0].numpy()
 
 
 def fit_temperature(scores: Tensor, gold: Tensor, steps: int = 30) -> float:

@@ -246,8 +246,9 @@ class Encoder(nn.Module):
         rank = min(rank, self.config.hidden)
         if rank == self.config.catch_up:
             return
+        if self.config.catch_up:
+            del self.catch_up
         self.config = replace(self.config, catch_up=rank)
-        self._modules.pop("catch_up", None)
         if rank:
             self.catch_up = CatchUp(self.config).to(self.words.weight.device)
 
