@@ -2,6 +2,7 @@
 the score that stage 2 chooses its checkpoint by.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -209,10 +210,12 @@ class Curve:
         return float(np.interp(np.log(threshold), np.log(self.thresholds), self.speedups))
 
     def promise(self, speedup: float) -> tuple[float, float]:
-        """RETURNS (Tuple[float, float]): How much of a speed-up can be had, and the negative log
-        loss there, which is less noisy than the score; of two candidates the better one is greater.
+        """RETURNS (Tuple[float, float]): How near a speed-up can be got to, 1 being there, and the
+        negative log loss there, which is less noisy than the score; of two candidates the
+        better one is greater.
         """
-        reached = float(min(self.speedups[-1] / speedup, 1.0))
+        slowest, fastest = self.speedups[[0, -1]]
+        reached = float(min(fastest / speedup, speedup / slowest, 1.0))
         return reached, -float(np.interp(speedup, self.speedups, self.log_losses))
 
     def fastest(self, score: float) -> float:
@@ -277,11 +280,13 @@ class Candidate:
 
     schedule (str): One of SCHEDULES.
     window (Optional[int]): Of token exit; None for sentence exit.
+    last_layer (Optional[int]): Where all words leave that have not; None: the last of n_layers.
     """
 
     schedule: str
     window: int | None
     n_layers: int
+    last_layer: int | None = None
 
     def __call__(self, threshold: float) -> ExitCriterion:
         """threshold (float): Of the first layer."""
@@ -291,8 +296,8 @@ class Candidate:
         each = [float(f"{min(threshold * factor(i, self.n_layers), 1.0):.6g}") for i in layers]
         thresholds = each[0] if self.schedule == "constant" else each
         if self.window is None:
-            return SentenceExit(thresholds)
-        return TokenExit(thresholds, self.window)
+            return SentenceExit(thresholds, self.last_layer)
+        return TokenExit(thresholds, self.window, self.last_layer)
 
 
 @dataclass(frozen=True)
@@ -303,30 +308,34 @@ class Search:
     max_losses (Sequence[float]): How far each dev score may be below that of full depth.
     windows (Sequence[int]): Windows of token exit.
     schedules (Sequence[str]): Out of SCHEDULES.
+    depths (Sequence[float]): Where all words leave at the latest, as shares of the layers.
     sentence (bool): Sentence exit, not token exit.
     prefix (str): Put before the points' names.
     temperatures (bool): Fit them; else they stay as they are.
-    finalists (int): Candidates that are run for each target, of different windows first. If there
-        are two or more, the largest window is among them.
+    finalists (int): Candidates that are run for each target, of different windows and depths
+        first. If there are two or more, the largest window is among them.
     """
 
     speedups: Sequence[float] = (2.0, 3.0, 4.0)
     max_losses: Sequence[float] = (0.0,)
     windows: Sequence[int] = (0, 1, 2, 3, 4, 5)
     schedules: Sequence[str] = tuple(SCHEDULES)
+    depths: Sequence[float] = (1.0, 0.8, 0.7, 0.6, 0.5, 0.4)
     sentence: bool = False
     prefix: str = ""
     temperatures: bool = True
-    finalists: int = 3
+    finalists: int = 5
 
     def __post_init__(self) -> None:
         """RAISES (ValueError): If a setting is impossible."""
         known = bool(self.schedules) and set(self.schedules) <= set(SCHEDULES)
+        deep = bool(self.depths) and all(0 < depth <= 1 for depth in self.depths)
         checks: list[tuple[str, str, bool]] = [
             ("speedups", "numbers > 1", all(s > 1 for s in self.speedups)),
             ("max_losses", "shares in [0, 1)", all(0 <= x < 1 for x in self.max_losses)),
             ("windows", "whole numbers >= 0", bool(self.windows) and min(self.windows) >= 0),
             ("schedules", f"some of {', '.join(SCHEDULES)}", known),
+            ("depths", "shares in (0, 1]", deep),
             ("finalists", "1 or more", self.finalists >= 1),
         ]
         for setting, expected, fine in checks:
@@ -353,7 +362,10 @@ class Search:
     def candidates(self, n_layers: int) -> list[Candidate]:
         """RETURNS (List[Candidate]): All that is tried."""
         windows = [None] if self.sentence else sorted(set(self.windows))
-        return [Candidate(s, w, n_layers) for s in dict.fromkeys(self.schedules) for w in windows]
+        layers = sorted({max(round(depth * n_layers), 1) for depth in self.depths})
+        lasts = [layer if layer < n_layers else None for layer in layers]
+        kinds = itertools.product(dict.fromkeys(self.schedules), windows, lasts)
+        return [Candidate(schedule, w, n_layers, last) for schedule, w, last in kinds]
 
 
 @dataclass
@@ -377,9 +389,9 @@ def calibrate(
 ) -> Calibration:
     """Fit temperatures, and find the best setting for each speed-up, and the fastest for each loss.
 
-    One pass records the scores of all layers. On it every candidate (a window and a schedule) is
-    replayed at many thresholds. For each target, the most promising are run for real, at
-    thresholds around it; the real dev score decides, and where it can't, the larger window.
+    One pass records the scores of all layers. On it every candidate (a window, a schedule and a
+    last layer) is replayed at many thresholds. For each target, the most promising are run for
+    real, at thresholds around it; the real dev scores and log loss decide.
 
     transformer (EarlyExitTransformer): In its pipeline. It gets the temperatures, not the points.
     examples (Sequence[Example]): Dev data.
@@ -407,8 +419,10 @@ def calibrate(
         for speedup in search.speedups:
             name = search.speed_point(speedup)
             bar.set_description(name)
-            ranked = sorted(curves, key=lambda c: curves[c].promise(speedup), reverse=True)
-            for candidate in _of_each_window(ranked)[: search.finalists]:
+            promises = {c: curve.promise(speedup) for c, curve in curves.items()}
+            ranked = sorted(promises, key=lambda c: promises[c], reverse=True)
+            within = [c for c in ranked if promises[c][0] >= 1 - TOLERANCE]
+            for candidate in _of_each_kind(within or ranked)[: search.finalists]:
                 try:
                     find_threshold(sweeps[candidate], speedup, curve=curves[candidate])
                 except ValueError as error:
@@ -420,7 +434,7 @@ def calibrate(
             bar.set_description(name)
             promised = {c: curves[c].fastest(at_full - loss) for c in curves}
             ranked = sorted(promised, key=lambda c: promised[c], reverse=True)
-            for candidate in _of_each_window(ranked)[: search.finalists]:
+            for candidate in _of_each_kind(ranked)[: search.finalists]:
                 fine = partial(_loses_at_most, loss, full)
                 _push(sweeps[candidate], curves[candidate], promised[candidate], fine)
             bar.update()
@@ -444,17 +458,19 @@ def calibrate(
     return Calibration(full, points, missed, probe.runs)
 
 
-def _of_each_window(ranked: Sequence[Candidate]) -> list[Candidate]:
-    """The best candidate of each window first, then the others. Replays rank schedules well, but
-    small windows too high: what halted neighbours do to a word is not in a recording. So the
-    largest window comes second at the latest.
+def _of_each_kind(ranked: Sequence[Candidate]) -> list[Candidate]:
+    """The best candidate first, then that of the largest window, those of each last layer and of
+    each window, then the others. Replays rank schedules well, but small windows and deep layers too
+    high: what halted neighbours do to a word is not in a recording.
     """
-    first: dict[int | None, Candidate] = {}
+    windows: dict[int | None, Candidate] = {}
+    lasts: dict[int | None, Candidate] = {}
     for candidate in ranked:
-        first.setdefault(candidate.window, candidate)
-    best = list(first.values())
-    largest = max(best, key=lambda candidate: candidate.window or 0)
-    return list(dict.fromkeys([best[0], largest, *best, *ranked]))
+        windows.setdefault(candidate.window, candidate)
+        lasts.setdefault(candidate.last_layer, candidate)
+    largest = max(windows.values(), key=lambda candidate: candidate.window or 0)
+    first = [ranked[0], largest, *lasts.values(), *windows.values()]
+    return list(dict.fromkeys([*first, *ranked]))
 
 
 def _choose(runs: Sequence[Measurement], full: Measurement) -> Measurement:

@@ -1,5 +1,6 @@
 """Exit criteria: which words are certain enough to leave at a layer."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -97,16 +98,20 @@ def unit_max(uncertainty: Tensor, words: Words) -> Tensor:
 class _Threshold:
     """One threshold, or one per layer; 0 lets nothing leave."""
 
-    def __init__(self, threshold: float | Sequence[float]):
+    def __init__(self, threshold: float | Sequence[float], last_layer: int | None = None):
         self.threshold = threshold
+        self.last_layer = last_layer
 
     def at(self, layer: int) -> float:
+        if self.last_layer is not None and layer >= self.last_layer:
+            return math.inf
         if isinstance(self.threshold, Sequence):
             return self.threshold[layer - 1]
         return self.threshold
 
     def __repr__(self) -> str:
-        short = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in vars(self).items()}
+        given = {k: v for k, v in vars(self).items() if v is not None}
+        short = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in given.items()}
         settings = ", ".join(f"{name}={value}" for name, value in short.items())
         return f"{type(self).__name__}({settings})"
 
@@ -114,11 +119,17 @@ class _Threshold:
         return self.at(layer) > 0
 
     def halts(self, n_layers: int) -> bool:
-        return any(self.checks(layer) for layer in range(1, n_layers))
+        return any(self.checks(layer) for layer in range(1, self.last_layer or n_layers))
 
     def validate(self, n_layers: int) -> None:
         if isinstance(self.threshold, Sequence) and len(self.threshold) != n_layers:
             raise ValueError(Errors.E007.format(n_given=len(self.threshold), n_layers=n_layers))
+        if self.last_layer is not None:
+            _check_layer("last_layer", self.last_layer, n_layers)
+
+    def _to_config(self, name: str, **settings: Any) -> dict[str, Any]:
+        config = {"@misc": f"spacy-earlyexit.{name}.v1", "threshold": self.threshold, **settings}
+        return config if self.last_layer is None else {**config, "last_layer": self.last_layer}
 
 
 class TokenExit(_Threshold):
@@ -126,34 +137,35 @@ class TokenExit(_Threshold):
 
     threshold (Union[float, List[float]]): δ, for all layers or per layer.
     window (int): k, how many neighbours on each side have to be certain too.
+    last_layer (Optional[int]): Where all words leave that have not, certain or not, from 1; None:
+        the encoder's last.
     """
 
-    def __init__(self, threshold: float | Sequence[float], window: int):
-        super().__init__(threshold)
+    def __init__(
+        self, threshold: float | Sequence[float], window: int, last_layer: int | None = None
+    ):
+        super().__init__(threshold, last_layer)
         self.window = window
 
     def __call__(self, layer: int, uncertainty: Tensor, words: Words) -> Tensor:
         return window_max(uncertainty, words, self.window) < self.at(layer)
 
     def to_config(self) -> dict[str, Any]:
-        return {
-            "@misc": "spacy-earlyexit.TokenExit.v1",
-            "threshold": self.threshold,
-            "window": self.window,
-        }
+        return self._to_config("TokenExit", window=self.window)
 
 
 class SentenceExit(_Threshold):
     """SENTEE: a unit leaves as a whole when all its words are certain (paper section 3.2).
 
     threshold (Union[float, List[float]]): δ, for all layers or per layer.
+    last_layer (Optional[int]): As in TokenExit.
     """
 
     def __call__(self, layer: int, uncertainty: Tensor, words: Words) -> Tensor:
         return unit_max(uncertainty, words) < self.at(layer)
 
     def to_config(self) -> dict[str, Any]:
-        return {"@misc": "spacy-earlyexit.SentenceExit.v1", "threshold": self.threshold}
+        return self._to_config("SentenceExit")
 
 
 class FixedExit:
@@ -180,28 +192,36 @@ class FixedExit:
         return {"@misc": "spacy-earlyexit.FixedExit.v1", "layer": self.layer}
 
     def validate(self, n_layers: int) -> None:
-        if not 1 <= self.layer <= n_layers:
-            raise ValueError(Errors.E008.format(n_layers=n_layers, layer=self.layer))
+        _check_layer("layer", self.layer, n_layers)
 
 
-def make_token_exit(threshold: float | list[float], window: int) -> TokenExit:
+def make_token_exit(
+    threshold: float | list[float], window: int, last_layer: int | None = None
+) -> TokenExit:
     """Registered as spacy-earlyexit.TokenExit.v1.
 
-    RAISES (ValueError): If a threshold is outside [0, 1] or the window is negative.
+    RAISES (ValueError): If a threshold is outside [0, 1], the window is negative or the layer
+        below 1 (above the encoder's last: when it is used).
     """
     _check_threshold(threshold)
     if isinstance(window, bool) or not isinstance(window, int) or window < 0:
         raise ValueError(Errors.E006.format(value=window))
-    return TokenExit(threshold, window)
+    if last_layer is not None:
+        _check_layer("last_layer", last_layer)
+    return TokenExit(threshold, window, last_layer)
 
 
-def make_sentence_exit(threshold: float | list[float]) -> SentenceExit:
+def make_sentence_exit(
+    threshold: float | list[float], last_layer: int | None = None
+) -> SentenceExit:
     """Registered as spacy-earlyexit.SentenceExit.v1.
 
-    RAISES (ValueError): If a threshold is outside [0, 1].
+    RAISES (ValueError): As make_token_exit.
     """
     _check_threshold(threshold)
-    return SentenceExit(threshold)
+    if last_layer is not None:
+        _check_layer("last_layer", last_layer)
+    return SentenceExit(threshold, last_layer)
 
 
 def make_fixed_exit(layer: int) -> FixedExit:
@@ -209,10 +229,17 @@ def make_fixed_exit(layer: int) -> FixedExit:
 
     RAISES (ValueError): If the layer is below 1 (above the encoder's last: when it is used).
     """
-    if isinstance(layer, bool) or not isinstance(layer, int) or layer < 1:
-        expected = "a whole number, 1 or more"
-        raise ValueError(Errors.E019.format(setting="layer", expected=expected, value=layer))
+    _check_layer("layer", layer)
     return FixedExit(layer)
+
+
+def _check_layer(setting: str, layer: int, n_layers: int | None = None) -> None:
+    if n_layers is not None:
+        if not 1 <= layer <= n_layers:
+            raise ValueError(Errors.E008.format(setting=setting, n_layers=n_layers, layer=layer))
+    elif isinstance(layer, bool) or not isinstance(layer, int) or layer < 1:
+        expected = "a whole number, 1 or more"
+        raise ValueError(Errors.E019.format(setting=setting, expected=expected, value=layer))
 
 
 def _check_threshold(threshold: float | list[float]) -> None:

@@ -25,7 +25,7 @@ class Errors:
         "`threshold` names {n_given} layers, but the encoder has {n_layers}. "
         "Give one threshold, or one per layer."
     )
-    E008 = "FixedExit: `layer` has to be in 1..{n_layers} for this encoder, but is {layer}."
+    E008 = "`{setting}` has to be in 1..{n_layers} for this encoder, but is {layer}."
     E009 = (
         "Unknown operating point '{name}'. This pipeline has: {points}. Set `exit` to one of them, "
         "to a criterion such as spacy-earlyexit.TokenExit.v1, or to null for full depth."

@@ -135,7 +135,9 @@ class Recording:
         """What a criterion would do; None for full depth."""
         exits = np.full(len(self.unit), self.n_layers)
         deciding = np.arange(1, self.n_layers + 1) == self.n_layers
+        halts: bool | np.ndarray = False
         if criterion is not None:
+            halts = criterion.halts(self.n_layers)
             # Backwards, so that the first layer that lets a word go has the last say.
             for layer in range(self.n_layers - 1, 0, -1):
                 if criterion.checks(layer):
@@ -151,16 +153,17 @@ class Recording:
         ]
         return Replay(
             exits,
-            speedup=self.macs_full / self._macs(exits, deciding),
+            speedup=self.macs_full / self._macs(exits, deciding, halts),
             score=float(np.mean(scores)) if scores else 0.0,
             log_loss=float(self.log_losses[exits - 1, words].sum()),
         )
 
-    def _macs(self, exits: np.ndarray, deciding: np.ndarray) -> float:
+    def _macs(self, exits: np.ndarray, deciding: np.ndarray, halts: bool | np.ndarray) -> float:
         """Multiply-accumulates spent (method: cost accounting), as the engine counts them.
 
         exits (ndarray): Exit layer of each word, shape (n_words,).
         deciding (ndarray): Whether the off-ramp of a layer is run, shape (n_layers,), bool.
+        halts (Union[bool, ndarray]): See ExitCriterion.halts.
         """
         pieces, config, rules = self.pieces, self.module.encoder.config, self.rules
         is_word = pieces.row_word >= 0
@@ -168,8 +171,7 @@ class Recording:
         n_words = np.diff(pieces.word_starts)
         lengths = np.diff(pieces.unit_starts)
         specials = lengths - self._per_unit(rows_of)
-        # Where nothing can leave before the last layer, nothing halts.
-        least_active = rules.special_share * n_words * deciding[:-1].any()
+        least_active = rules.special_share * n_words * halts
         total, scored = embedding_macs(config, lengths).sum(), 0
         for layer in range(1, self.n_layers + 1):
             going = exits >= layer

@@ -315,6 +315,8 @@ def test_doubled_is_what_the_released_code_does():
         ({"windows": []}, "windows"),
         ({"windows": [-1]}, "windows"),
         ({"schedules": ["random"]}, "schedules.*constant, doubled"),
+        ({"depths": []}, "depths"),
+        ({"depths": [0.0]}, r"depths.*shares in \(0, 1\]"),
         ({"finalists": 0}, "finalists"),
     ],
 )
@@ -520,10 +522,36 @@ def test_evaluate(calibrated, dev, tmp_path):
     assert "Lost against full (95 % interval" in out
 
 
+def test_depths_are_shares_of_the_layers():
+    """At least one layer, and each number once; a share of 1 is no limit."""
+    search = Search(windows=(1,), schedules=("linear",), depths=(1.0, 0.7, 0.6, 0.1))
+    lasts = [candidate.last_layer for candidate in search.candidates(4)]
+    assert lasts == [1, 2, 3, None]
+    assert [c(0.1).last_layer for c in search.candidates(4)] == lasts
+
+
+def test_no_word_goes_deeper_than_tried(trained):
+    """And what is always faster than the target is not run for it."""
+    search = Search(speedups=(1.6,), max_losses=(), windows=(0,), depths=(0.75, 0.25), finalists=9)
+    search = without_temperatures(search)
+    found = calibrate(trained.get_pipe("transformer"), make_examples(trained), search)
+    runs = [run for run in found.runs if run.criterion is not None]
+    assert {run.criterion.last_layer for run in runs} == {3}
+    assert max(run.mean_depth for run in runs) <= 3
+
+
+def test_finalists_are_of_different_kinds_first():
+    """The most promising, the largest window, other depths, other windows, other schedules."""
+    deep, flat = (replace(Candidate("linear", 0, 4), last_layer=last) for last in (None, 2))
+    others = [Candidate("linear", window, 4, 2) for window in (1, 2)]
+    chosen = module._of_each_kind([flat, replace(flat, schedule="constant"), deep, *others])
+    assert chosen == [flat, others[1], deep, others[0], replace(flat, schedule="constant")]
+
+
 def test_finalists_are_of_different_windows_first():
     """The most promising, the largest window, the other windows, the other schedules."""
     ranked = [Candidate(s, w, 4) for w in (0, 1, 2) for s in ("linear", "constant")]
-    chosen = module._of_each_window(ranked)
+    chosen = module._of_each_kind(ranked)
     assert [(c.window, c.schedule) for c in chosen] == [
         (0, "linear"),
         (2, "linear"),
@@ -533,7 +561,7 @@ def test_finalists_are_of_different_windows_first():
         (2, "constant"),
     ]
     sentences = [Candidate(s, None, 4) for s in ("linear", "constant")]
-    assert module._of_each_window(sentences) == sentences
+    assert module._of_each_kind(sentences) == sentences
 
 
 def test_losses_are_paired_document_by_document():

@@ -63,12 +63,21 @@ def test_layers_that_no_encoder_has_are_refused(layer):
         resolve("FixedExit", layer=layer)
 
 
+@pytest.mark.parametrize("layer", [0, -1, 1.5, "2", True])
+@pytest.mark.parametrize("name, more", [("TokenExit", {"window": 1}), ("SentenceExit", {})])
+def test_last_layers_that_no_encoder_has_are_refused(name, more, layer):
+    with pytest.raises(ValueError, match="`last_layer` has to be a whole number, 1 or more"):
+        build(name, threshold=0.1, last_layer=layer, **more)
+
+
 @pytest.mark.parametrize(
     "criterion, message",
     [
         (TokenExit([0.1, 0.2], 1), "names 2 layers, but the encoder has 4"),
         (TokenExit([], 1), "names 0 layers, but the encoder has 4"),
         (SentenceExit([0.1] * 5), "names 5 layers, but the encoder has 4"),
+        (TokenExit(0.1, 1, 5), "`last_layer` has to be in 1..4 for this encoder, but is 5"),
+        (SentenceExit(0.1, 0), "`last_layer` has to be in 1..4 for this encoder, but is 0"),
         (FixedExit(5), "`layer` has to be in 1..4 for this encoder, but is 5"),
         (FixedExit(0), "`layer` has to be in 1..4 for this encoder, but is 0"),
     ],
@@ -111,6 +120,8 @@ def test_a_threshold_per_layer_and_the_last_layer_fit(trained):
         TokenExit([0.0, 0.1, 0.2, 1.0], 0),
         SentenceExit(0.5),
         SentenceExit([0.0, 0.5]),
+        TokenExit(0.25, 2, 3),
+        SentenceExit([0.0, 0.5], 1),
         FixedExit(3),
     ],
     ids=lambda c: type(c).__name__,

@@ -186,13 +186,29 @@ SLOW = settings(max_examples=20, deadline=None, suppress_health_check=list(Healt
 
 @every_kind
 @SLOW
-@given(LENGTHS, st.integers(0, 3), st.floats(0.05, 1.0), RULES, CONTEXT, st.integers(0, 5))
-def test_token_exit_equals_reference(config, lengths, window, threshold, rules, context, seed):
-    """(c), (e) and the rules themselves, for random lengths, windows and thresholds."""
+@given(
+    LENGTHS,
+    st.integers(0, 3),
+    st.floats(0.05, 1.0),
+    st.sampled_from([None, 2, CONFIG.n_layers]),
+    RULES,
+    CONTEXT,
+    st.integers(0, 5),
+)
+def test_token_exit_equals_reference(
+    config, lengths, window, threshold, last, rules, context, seed
+):
+    """(c), (e) and the rules themselves, for random lengths, windows, thresholds and depths."""
     assume(not (config.catch_up and rules.renorm))
     module, pieces = make_module(seed, config, context), make_pieces(lengths, seed)
-    ours = engine(module, pieces, TokenExit(threshold, window), rules=rules, states=True)
-    assert_equal(ours, reference(module, pieces, lambda u: token_rule(threshold, window), rules))
+    ours = engine(module, pieces, TokenExit(threshold, window, last), rules=rules, states=True)
+    rule = token_rule(threshold, window)
+
+    def rule_of_unit(u):
+        return lambda layer, doubt: [layer == last or leaves for leaves in rule(layer, doubt)]
+
+    assert_equal(ours, reference(module, pieces, rule_of_unit, rules))
+    assert ours[1].max() <= (last or CONFIG.n_layers)
 
 
 @every_kind

@@ -84,7 +84,7 @@ def test_replay_counts_as_the_engine_does(trained, recorded, rules):
         recording.macs_full,
         own,
     )
-    macs = replayed._macs(exits, np.ones(recording.n_layers, dtype=bool))
+    macs = replayed._macs(exits, np.ones(recording.n_layers, dtype=bool), True)
     assert macs == pytest.approx(out.macs.sum())
 
 

@@ -50,6 +50,12 @@ def calibrate_cli(
     schedules: Annotated[
         str, typer.Option(help="How thresholds grow over the layers, as it is tried")
     ] = "constant,doubled,linear,geometric",
+    depths: Annotated[
+        str,
+        typer.Option(
+            help="Shares of the layers that are tried as the deepest a word goes, certain or not"
+        ),
+    ] = "1,0.8,0.7,0.6,0.5,0.4",
     prefix: Annotated[str, typer.Option(help="Put before the points' names: sentence- …")] = "",
     add: Annotated[
         bool,
@@ -70,7 +76,7 @@ def calibrate_cli(
             help="Candidates that are run for each point; from 2 on one has the largest window",
             min=1,
         ),
-    ] = 3,
+    ] = 5,
     gold_preproc: GoldPreproc = False,
     limit: Limit = 0,
     plot: Plot = None,
@@ -97,6 +103,7 @@ def calibrate_cli(
             max_losses=[*([0.0] if lossless else []), *(x for x in losses if x)],
             windows=parse_list(windows, "windows", int, "whole numbers with commas between them"),
             schedules=parse_list(schedules, "schedules", str, "names with commas between them"),
+            depths=parse_list(depths, "depths", float, numbers),
             sentence=criterion is Kind.sentence,
             prefix=prefix,
             temperatures=temperatures and not add,
