@@ -19,9 +19,8 @@ from .architectures import module_of
 from .criteria import SCHEDULES, ExitCriterion, SentenceExit, TokenExit
 from .errors import Errors
 from .evaluation import component_scores, count_hits, depth_scores, fresh_docs, standard_error
-from .offramps import IGNORE
 from .pieces import Pieces
-from .recording import Recording, gold_losses
+from .recording import Recording, expected_error, gold_chances
 
 if TYPE_CHECKING:
     from .architectures import MultiExitOutput
@@ -42,8 +41,7 @@ class Measurement:
     mean_depth (float): Mean exit layer of the words.
     scores (Dict[str, float]): The components' scores, such as {"ents_f": 0.9}.
     hits (Dict[str, ndarray]): Of count_hits, shape (n_docs, 3) each; empty if they are not counted.
-    log_loss (float): Mean negative log-likelihood per word of the gold labels where words leave,
-        summed over the tasks, in nats; nan if it is not known.
+    expected_error (float): See recording.expected_error; nan if it is not known.
     """
 
     criterion: ExitCriterion | None
@@ -52,7 +50,7 @@ class Measurement:
     mean_depth: float
     scores: dict[str, float] = field(default_factory=dict)
     hits: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
-    log_loss: float = math.nan
+    expected_error: float = math.nan
 
     def to_point(self) -> dict[str, Any]:
         """RETURNS (Dict[str, Any]): An operating point as the pipeline keeps it."""
@@ -72,7 +70,7 @@ class Probe:
     ):
         """transformer (EarlyExitTransformer): In its pipeline.
         examples (Sequence[Example]): Their predicted Docs give tokens, see fresh_docs.
-        hits (bool): Count them, and take the log loss, in every run.
+        hits (bool): Count them, and take the expected error, in every run.
         """
         self.transformer = transformer
         self.hits = hits
@@ -146,7 +144,7 @@ class Probe:
             mean_depth=float(output.exit_layer[output.pieces.owned].mean()),
             scores=scores,
             hits=count_hits(scored) if self.hits else {},
-            log_loss=self._log_loss(output) if self.hits else math.nan,
+            expected_error=self._expected_error(output) if self.hits else math.nan,
         )
         self.runs.append(measured)
         return measured
@@ -158,17 +156,18 @@ class Probe:
             self.gold = {task: gold[task].cpu().numpy() for task in output.slices}
         return self.gold
 
-    def _log_loss(self, output: "MultiExitOutput") -> float:
-        """See Measurement."""
-        losses = []
-        for task, ids in self._gold(output).items():
-            known = np.flatnonzero(ids != IGNORE)
-            if len(known):
-                temperatures = torch.tensor(self.transformer.temperatures[task])
-                scores = torch.from_numpy(output.scores[known, output.slices[task]])
-                own = temperatures[output.exit_layer[known] - 1, None]
-                losses.append(float(gold_losses(scores, own, ids[known]).mean()))
-        return sum(losses) if losses else math.nan
+    def _expected_error(self, output: "MultiExitOutput") -> float:
+        layers = output.exit_layer - 1
+        classes = module_of(self.transformer.model).offramps.classes
+        return expected_error(
+            gold_chances(
+                torch.from_numpy(output.scores[:, output.slices[task]]),
+                torch.tensor(self.transformer.temperatures[task])[layers, None],
+                ids,
+                classes[task],
+            )
+            for task, ids in self._gold(output).items()
+        )
 
 
 class Sweep:
@@ -190,7 +189,7 @@ class Sweep:
 
 
 class Curve:
-    """What a recording says of one kind of criterion: speed-up, score and log loss for many
+    """What a recording says of one kind of criterion: speed-up, score and expected error for many
     thresholds.
     """
 
@@ -201,7 +200,7 @@ class Curve:
         speedups = np.maximum.accumulate([replay.speedup for replay in replays])
         self.speedups = speedups + 1e-9 * np.arange(len(speedups))
         self.scores = np.asarray([replay.score for replay in replays])
-        self.log_losses = np.asarray([replay.log_loss for replay in replays])
+        self.errors = np.asarray([replay.expected_error for replay in replays])
 
     def threshold_for(self, speedup: float) -> float:
         return float(np.exp(np.interp(speedup, self.speedups, np.log(self.thresholds))))
@@ -211,12 +210,11 @@ class Curve:
 
     def promise(self, speedup: float) -> tuple[float, float]:
         """RETURNS (Tuple[float, float]): How near a speed-up can be got to, 1 being there, and the
-        negative log loss there, which is less noisy than the score; of two candidates the
-        better one is greater.
+        negative expected error there; of two candidates the better one is greater.
         """
         slowest, fastest = self.speedups[[0, -1]]
         reached = float(min(fastest / speedup, speedup / slowest, 1.0))
-        return reached, -float(np.interp(speedup, self.speedups, self.log_losses))
+        return reached, -float(np.interp(speedup, self.speedups, self.errors))
 
     def fastest(self, score: float) -> float:
         """RETURNS (float): The largest speed-up with at least this score; 1 if there is none."""
@@ -391,7 +389,7 @@ def calibrate(
 
     One pass records the scores of all layers. On it every candidate (a window, a schedule and a
     last layer) is replayed at many thresholds. For each target, the most promising are run for
-    real, at thresholds around it; the real dev scores and log loss decide.
+    real, at thresholds around it; their scores and expected errors decide.
 
     transformer (EarlyExitTransformer): In its pipeline. It gets the temperatures, not the points.
     examples (Sequence[Example]): Dev data.
@@ -475,10 +473,10 @@ def _of_each_kind(ranked: Sequence[Candidate]) -> list[Candidate]:
 
 def _choose(runs: Sequence[Measurement], full: Measurement) -> Measurement:
     """Of the runs that dev can't tell from the best one in any score (within one standard error of
-    the difference, since all runs are over the same documents), that under which the gold labels
-    are likeliest: it hears all words, not only those whose label changes. Where that is not known,
-    the one with the largest window, as in the one-standard-error rule (Breiman et al. 1984; Hastie
-    et al. 2009, section 7.10): small ones carry over worse to other text.
+    the difference, since all runs are over the same documents), that with the least expected error.
+    Where that is not known, the one with the largest window, as in the one-standard-error rule
+    (Breiman et al. 1984; Hastie et al. 2009, section 7.10): small ones carry over worse to other
+    text.
 
     The best one: scores count by how surely dev knows them, each in units of its standard error.
     Their mean would be ruled by the noisiest. Where an error is not known (see standard_error), it
@@ -507,8 +505,8 @@ def _choose(runs: Sequence[Measurement], full: Measurement) -> Measurement:
             for key, score in best.scores.items()
         )
     ]
-    if all(math.isfinite(run.log_loss) for run in alike):
-        return min(alike, key=lambda run: run.log_loss)
+    if all(math.isfinite(run.expected_error) for run in alike):
+        return min(alike, key=lambda run: run.expected_error)
     return max(alike, key=lambda run: (_window(run), worth(run)))
 
 

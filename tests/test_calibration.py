@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 import spacy_earlyexit.calibration as module
+from spacy_earlyexit.architectures import module_of
 from spacy_earlyexit.calibration import (
     Candidate,
     Curve,
@@ -40,6 +41,8 @@ from spacy_earlyexit.evaluation import (
     paired_losses,
     standard_error,
 )
+from spacy_earlyexit.offramps import IGNORE
+from spacy_earlyexit.recording import expected_error, gold_chances
 
 N_LAYERS = 4
 # Few candidates and speed-ups that four layers can have.
@@ -100,7 +103,7 @@ def test_points_are_measured_and_within_reach(calibrated, dev):
 
 
 @pytest.mark.parametrize("error", [0.0, 1.0])
-def test_a_speedup_is_the_likeliest_run_within_one_error(trained, monkeypatch, error):
+def test_a_speedup_is_the_surest_run_within_one_error(trained, monkeypatch, error):
     """Among all runs at the target, whatever the window ranks in the replays."""
     monkeypatch.setattr(module, "TOLERANCE", 0.2)  # six sentences leave in large steps
     monkeypatch.setattr(module, "standard_error", lambda base, other, score: error)
@@ -114,7 +117,7 @@ def test_a_speedup_is_the_likeliest_run_within_one_error(trained, monkeypatch, e
     alike = [run for run in near if run.score >= best - error]
     point = found.points["1.5x"]
     assert point in alike
-    assert point.log_loss == min(run.log_loss for run in alike)
+    assert point.expected_error == min(run.expected_error for run in alike)
 
 
 def test_a_loss_is_the_fastest_run(calibrated):
@@ -171,28 +174,52 @@ def test_what_dev_cannot_tell_apart_is_the_larger_window():
     assert choose([alike, sentence, best]) is sentence
 
 
-def test_of_what_dev_cannot_tell_apart_the_least_log_loss():
-    best = replace(a_run(0, range(10)), log_loss=0.3)
-    sure = replace(a_run(1, range(2, 13)), log_loss=0.2)
-    wide = replace(a_run(5, range(2, 13)), log_loss=0.25)
-    worse = replace(a_run(5, range(15)), log_loss=0.1)
+def test_of_what_dev_cannot_tell_apart_the_least_expected_error():
+    best = replace(a_run(0, range(10)), expected_error=0.3)
+    sure = replace(a_run(1, range(2, 13)), expected_error=0.2)
+    wide = replace(a_run(5, range(2, 13)), expected_error=0.25)
+    worse = replace(a_run(5, range(15)), expected_error=0.1)
     assert choose([best, sure, wide, worse]) is sure
     assert choose([best, wide]) is wide and choose([best, worse]) is best
 
 
-def test_log_loss_is_that_of_the_labels_at_exit(trained):
-    """At the temperatures of the layers that words leave at; as torch has it, word by word."""
+def test_expected_error_is_that_of_the_labels_at_exit(trained):
+    """At the temperatures of the layers that words leave at. Of names: 1 - F1 of the words in them,
+    were the answers drawn from the probabilities.
+    """
     transformer, examples = trained.get_pipe("transformer"), make_examples(trained)
     probe, criterion = Probe(transformer, examples, hits=True), halfway(trained)
     run = probe(criterion)
     with transformer.use(criterion):
         output = transformer.predict(probe.docs)
-    gold = transformer.gold(examples, output.pieces)["ner"]
+    gold = transformer.gold(examples, output.pieces)["ner"].numpy()
     temperatures = torch.tensor(transformer.temperatures["ner"])[output.exit_layer - 1]
     scores = torch.from_numpy(output.scores) / temperatures[:, None]
-    expected = torch.nn.functional.cross_entropy(scores, gold)
-    assert run.log_loss == pytest.approx(expected.item(), rel=1e-5)
-    assert np.isnan(Probe(transformer, examples)(criterion).log_loss)
+    right = claimed = wanted = 0.0
+    for label, chances in zip(gold, torch.softmax(scores, 1).tolist(), strict=True):
+        outside = module_of(transformer.model).offramps.classes["ner"].index("O")
+        claimed += 1 - chances[outside]
+        wanted += label != outside
+        right += chances[label] if label != outside else 0.0
+    by_hand = 1 - 2 * right / (claimed + wanted)
+    assert wanted and run.expected_error == pytest.approx(by_hand, rel=1e-3)
+    assert np.isnan(Probe(transformer, examples)(criterion).expected_error)
+
+
+def test_expected_error_of_other_tasks_is_that_of_words():
+    """Words without gold count in none; a task without gold is left out, an easy one is heard."""
+    scores = torch.log(torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]]))
+    tags = gold_chances(scores, torch.ones(3, 1), np.asarray([0, 0, IGNORE]), ["NN", "VB"])
+    assert expected_error([tags]) == pytest.approx(1 - (0.9 + 0.2) / 2)
+    names = gold_chances(scores, torch.ones(3, 1), np.asarray([0, 1, IGNORE]), ["O", "B-PER"])
+    assert expected_error([names]) == pytest.approx(1 - 2 * 0.8 / (0.1 + 0.8 + 1))
+    both = expected_error([tags, names])
+    assert both**2 == pytest.approx(expected_error([tags]) * expected_error([names]))
+    nothing = gold_chances(scores, torch.ones(3, 1), np.full(3, IGNORE), ["NN", "VB"])
+    assert expected_error([tags, nothing]) == expected_error([tags])
+    assert np.isnan(expected_error([nothing]))
+    sure = gold_chances(scores[:2], torch.full((2, 1), 1e-3), np.asarray([0, 1]), ["NN", "VB"])
+    assert 0 < expected_error([sure]) < 1e-6
 
 
 def test_of_equal_windows_the_better_score():
@@ -395,7 +422,7 @@ def test_command(stored, dev, tmp_path):
     code, out = run_cli("calibrate", *args, "--max-loss", "0.5")
     assert code == 0, out
     assert "full" in out and "within-0.5" in out and "temperatures: ner" in out
-    assert "the likeliest labels within one standard error of the best run" in out
+    assert "the least expected error within one standard error" in out
     nlp = spacy.load(output)
     transformer = nlp.get_pipe("transformer")
     meta = json.loads((output / "meta.json").read_text())

@@ -38,7 +38,7 @@ def test_replay_of_a_fixed_exit_is_exact(probe, recorded, layer):
     real = probe(FixedExit(layer))
     assert set(replay.exit_layer) == {layer}
     assert replay.speedup == pytest.approx(real.speedup)
-    assert replay.log_loss == pytest.approx(real.log_loss, rel=1e-4)
+    assert replay.expected_error == pytest.approx(real.expected_error, rel=1e-4)
 
 
 def test_replay_of_full_depth(recorded):
@@ -59,7 +59,7 @@ def test_replay_of_sentence_exit_is_exact(probe, recorded):
         )
         assert replay.speedup == pytest.approx(real.speedup)
         assert replay.exit_layer[recording.pieces.owned].mean() == pytest.approx(real.mean_depth)
-        assert replay.log_loss == pytest.approx(real.log_loss, rel=1e-4)
+        assert replay.expected_error == pytest.approx(real.expected_error, rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -234,7 +234,7 @@ def print_calibration(found: "Calibration", transformer: "EarlyExitTransformer")
     print_table(rows, header, "l" + "r" * (len(scores) + 3) + "l")
     for name, reason in found.missed.items():
         msg.warn(f"No point {name}: {reason}")
-    msg.text("For a speed-up: the likeliest labels within one standard error of the best run")
+    msg.text("For a speed-up: the least expected error within one standard error of the best run")
     msg.text(
         f"{len(found.runs)} runs; temperatures: {format_temperatures(transformer.temperatures)}"
     )
