@@ -81,6 +81,8 @@ def window_max(uncertainty: Tensor, words: Words, window: int) -> Tensor:
     """
     if window == 0 or len(uncertainty) == 0:
         return uncertainty
+    if words.n_gaps == 0:
+        return F.max_pool1d(uncertainty[None], 2 * window + 1, stride=1, padding=window)[0]
     at = words.word_gap.clamp(max=window + 1).cumsum(0)
     row = uncertainty.new_full((len(uncertainty) + words.n_gaps * window,), float("-inf"))
     row[at] = uncertainty

@@ -27,7 +27,9 @@ but the decision to leave.
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -539,14 +541,18 @@ def run(
     aligned = states and config.aligned
     row_layer = np.ones(len(batch.row_id), dtype=np.int64)  # the last that changed each row
     row_unit = np.repeat(batch.unit_id, batch.lengths) if aligned else None
-    macs = embedding_macs(config, batch.lengths)
+    lengths = batch.lengths
+    spent: list[tuple[np.ndarray, ...]] = []  # per layer: units, their active rows, rows and words
     left: list[tuple[np.ndarray, Tensor, Tensor]] = []  # words, scores and uncertainty at exit
     finished: list[tuple[np.ndarray, Tensor]] = []  # rows that left the batch, and their states
     layer_scores: list[tuple[int, Tensor, Tensor]] = []
 
+    precision: AbstractContextManager[Any] = nullcontext()
+    if mixed_precision:
+        precision = torch.autocast(batch.device.type, torch.bfloat16)
     for number in itertools.count(1):
         layer = encoder.layer(number)
-        with torch.autocast(batch.device.type, torch.bfloat16, enabled=mixed_precision):
+        with precision:
             rows = run_layer(layer, hidden, batch, attention_dropout)
         if rules.renorm:
             unnormed = copy_halted(unnormed, rows, batch)
@@ -559,14 +565,14 @@ def run(
         if aligned:
             changed = slice(None) if config.catch_up else batch.active_rows_host
             row_layer[batch.row_id[changed]] = number
-        macs[batch.unit_id] += layer_macs(config, batch.n_active, batch.lengths)
         last = number == config.n_layers
         deciding = last or (criterion is not None and criterion.checks(number))
-        if not (deciding or every_offramp):
+        scoring = deciding or every_offramp
+        spent.append((batch.unit_id, batch.n_active, batch.lengths, batch.n_words * scoring))
+        if not scoring:
             continue
         words = encoder.final_norm(batch.word_vectors(hidden))
         scores = offramps(number, words, columns, batch.neighbours(offramps.context))
-        macs[batch.unit_id] += float(offramps.width * n_classes) * batch.n_words
         if every_offramp:
             layer_scores.append((number, batch.upload(batch.word_id), scores))
         if not deciding:
@@ -595,6 +601,9 @@ def run(
             if rules.renorm:
                 unnormed = unnormed.index_select(0, index)
 
+    in_units, active, in_rows, scored = map(np.concatenate, zip(*spent, strict=True))
+    costs = layer_macs(config, active, in_rows) + float(offramps.width * n_classes) * scored
+    macs: np.ndarray = embedding_macs(config, lengths) + np.bincount(in_units, costs, len(lengths))
     order = batch.upload(np.argsort(np.concatenate([words for words, _, _ in left])))
     output = EngineOutput(
         scores=torch.cat([s for _, s, _ in left])[order],
@@ -609,6 +618,6 @@ def run(
         rows = torch.cat([rows for _, rows in finished])[row_order]
         output.states = encoder.at_exit(rows, row_layer)
         if row_unit is not None:
-            moved = np.bincount(row_unit[row_layer < config.n_layers], minlength=len(macs))
-            macs += float(config.hidden**2) * moved
+            aligned_rows = np.bincount(row_unit[row_layer < config.n_layers], minlength=len(macs))
+            macs += float(config.hidden**2) * aligned_rows
     return batch, output

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
@@ -78,8 +79,8 @@ class EncoderConfig:
     def norm(self, size: int) -> nn.LayerNorm:
         return nn.LayerNorm(size, eps=self.norm_eps, bias=self.norm_bias)
 
-    def dropout(self, rate: float | None) -> nn.Dropout:
-        return nn.Dropout(self.hidden_dropout if rate is None else rate)
+    def dropout(self, rate: float | None) -> float:
+        return self.hidden_dropout if rate is None else rate
 
 
 class EncoderLayer(nn.Module):
@@ -110,8 +111,7 @@ class EncoderLayer(nn.Module):
         self.norm = config.norm(hidden)
         self.activation = ACT2FN[config.activation]
         self.output_dropout = config.dropout(config.output_dropout)
-        self.inner_dropout = config.dropout(config.inner_dropout)
-        self.outer_dropout = config.dropout(config.hidden_dropout)
+        self.inner_dropout, self.outer_dropout = config.inner_dropout, config.hidden_dropout
 
     def queries(self, rows: Tensor) -> Tensor:
         """rows (Tensor): The active rows, shape (n_active, hidden).
@@ -157,7 +157,7 @@ class EncoderLayer(nn.Module):
         return torch.cat([self._finish(*chunk) for chunk in chunks])
 
     def _finish(self, rows: Tensor, attended: Tensor) -> Tensor:
-        rows = rows + self.output_dropout(self.output(attended))
+        rows = rows + self._drop(self.output(attended), self.output_dropout)
         if self.pre_norm:
             return rows + self._feed_forward(self.norm(rows))
         rows = self.attention_norm(rows)
@@ -176,7 +176,11 @@ class EncoderLayer(nn.Module):
             inner = self.activation(inner) * gate
         else:
             inner = self.activation(inner)
-        return self.outer_dropout(self.outer(self.inner_dropout(inner)))
+        outer = self.outer(self._drop(inner, self.inner_dropout))
+        return self._drop(outer, self.outer_dropout)
+
+    def _drop(self, rows: Tensor, rate: float) -> Tensor:
+        return F.dropout(rows, rate) if self.training and rate else rows
 
 
 class CatchUp(nn.Module):
@@ -222,7 +226,7 @@ class Encoder(nn.Module):
         if config.n_types:
             self.types = nn.Embedding(config.n_types, size)
         self.norm = config.norm(size)
-        self.dropout = config.dropout(config.embedding_dropout)
+        self.dropout = nn.Dropout(config.dropout(config.embedding_dropout))
         self.project = nn.Identity() if config.embedding is None else nn.Linear(size, config.hidden)
         self.blocks = list(config.blocks) or list(range(config.n_layers))
         self.layers = nn.ModuleList(
