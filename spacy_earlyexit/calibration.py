@@ -18,7 +18,13 @@ from tqdm import tqdm
 from .architectures import module_of
 from .criteria import SCHEDULES, ExitCriterion, SentenceExit, TokenExit
 from .errors import Errors
-from .evaluation import component_scores, count_hits, depth_scores, fresh_docs, standard_error
+from .evaluation import (
+    component_scores,
+    count_hits,
+    depth_scores,
+    fresh_docs,
+    standard_error,
+)
 from .pieces import Pieces
 from .recording import Recording, expected_error, gold_chances
 
@@ -28,6 +34,9 @@ if TYPE_CHECKING:
 
 # More than this is not recorded, in bytes.
 MOST_RECORDED = 4 * 2**30
+# Standard errors that a score has to be below the best one to be surely worse. One would leave the
+# choice to luck: the best of many runs has had some.
+SURELY = 2.0
 # How far from the wanted speed-up (relative) a run may be that stands for it.
 TOLERANCE = 0.01
 
@@ -41,7 +50,8 @@ class Measurement:
     mean_depth (float): Mean exit layer of the words.
     scores (Dict[str, float]): The components' scores, such as {"ents_f": 0.9}.
     hits (Dict[str, ndarray]): Of count_hits, shape (n_docs, 3) each; empty if they are not counted.
-    expected_error (float): See recording.expected_error; nan if it is not known.
+    expected (Dict[str, ndarray]): The same as the probabilities have it, per task, see
+        recording.Chances; shape (n_docs, 3).
     """
 
     criterion: ExitCriterion | None
@@ -50,7 +60,12 @@ class Measurement:
     mean_depth: float
     scores: dict[str, float] = field(default_factory=dict)
     hits: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
-    expected_error: float = math.nan
+    expected: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def expected_error(self) -> float:
+        """RETURNS (float): See recording.expected_error; nan if it is not known."""
+        return expected_error(self.expected.values())
 
     def to_point(self) -> dict[str, Any]:
         """RETURNS (Dict[str, Any]): An operating point as the pipeline keeps it."""
@@ -70,7 +85,7 @@ class Probe:
     ):
         """transformer (EarlyExitTransformer): In its pipeline.
         examples (Sequence[Example]): Their predicted Docs give tokens, see fresh_docs.
-        hits (bool): Count them, and take the expected error, in every run.
+        hits (bool): Count them, and what is expected of them, in every run.
         """
         self.transformer = transformer
         self.hits = hits
@@ -144,7 +159,7 @@ class Probe:
             mean_depth=float(output.exit_layer[output.pieces.owned].mean()),
             scores=scores,
             hits=count_hits(scored) if self.hits else {},
-            expected_error=self._expected_error(output) if self.hits else math.nan,
+            expected=self._expected(output) if self.hits else {},
         )
         self.runs.append(measured)
         return measured
@@ -156,18 +171,16 @@ class Probe:
             self.gold = {task: gold[task].cpu().numpy() for task in output.slices}
         return self.gold
 
-    def _expected_error(self, output: "MultiExitOutput") -> float:
+    def _expected(self, output: "MultiExitOutput") -> dict[str, np.ndarray]:
         layers = output.exit_layer - 1
         classes = module_of(self.transformer.model).offramps.classes
-        return expected_error(
-            gold_chances(
-                torch.from_numpy(output.scores[:, output.slices[task]]),
-                torch.tensor(self.transformer.temperatures[task])[layers, None],
-                ids,
-                classes[task],
-            )
-            for task, ids in self._gold(output).items()
-        )
+        counts = {}
+        for task, ids in self._gold(output).items():
+            scores = torch.from_numpy(output.scores[:, output.slices[task]])
+            temperatures = torch.tensor(self.transformer.temperatures[task])[layers, None]
+            chances = gold_chances(scores, temperatures, ids, classes[task])
+            counts[task] = chances.counts(output.pieces.word_doc, len(self.docs))
+        return counts
 
 
 class Sweep:
@@ -316,7 +329,7 @@ class Search:
 
     speedups: Sequence[float] = (2.0, 3.0, 4.0)
     max_losses: Sequence[float] = (0.0,)
-    windows: Sequence[int] = (0, 1, 2, 3, 4, 5)
+    windows: Sequence[int] = (1, 2, 3, 4, 5)
     schedules: Sequence[str] = tuple(SCHEDULES)
     depths: Sequence[float] = (1.0, 0.8, 0.7, 0.6, 0.5, 0.4)
     sentence: bool = False
@@ -472,11 +485,10 @@ def _of_each_kind(ranked: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _choose(runs: Sequence[Measurement], full: Measurement) -> Measurement:
-    """Of the runs that dev can't tell from the best one in any score (within one standard error of
-    the difference, since all runs are over the same documents), that with the least expected error.
-    Where that is not known, the one with the largest window, as in the one-standard-error rule
-    (Breiman et al. 1984; Hastie et al. 2009, section 7.10): small ones carry over worse to other
-    text.
+    """Of the runs that are not surely worse than the best one in any score, that with the least
+    expected error, which is less noisy than scores; where that is not known, the one with the
+    largest window. Surely: by two standard errors of the difference, since all runs are over the
+    same documents.
 
     The best one: scores count by how surely dev knows them, each in units of its standard error.
     Their mean would be ruled by the noisiest. Where an error is not known (see standard_error), it
@@ -501,13 +513,13 @@ def _choose(runs: Sequence[Measurement], full: Measurement) -> Measurement:
         run
         for run in runs
         if all(
-            score - run.scores[key] <= standard_error(best.hits, run.hits, key)
+            score - run.scores[key] <= SURELY * standard_error(best.hits, run.hits, key)
             for key, score in best.scores.items()
         )
     ]
-    if all(math.isfinite(run.expected_error) for run in alike):
-        return min(alike, key=lambda run: run.expected_error)
-    return max(alike, key=lambda run: (_window(run), worth(run)))
+    if any(math.isnan(run.expected_error) for run in alike):
+        return max(alike, key=lambda run: (_window(run), worth(run)))
+    return min(alike, key=lambda run: run.expected_error)
 
 
 def _window(run: Measurement) -> float:

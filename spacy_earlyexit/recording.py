@@ -157,7 +157,8 @@ class Recording:
             speedup=self.macs_full / self._macs(exits, deciding, halts),
             score=float(np.mean(scores)) if scores else 0.0,
             expected_error=expected_error(
-                of_task.at(exits - 1, words) for of_task in self.chances.values()
+                of_task.at(exits - 1, words).counts(np.zeros_like(words), 1)
+                for of_task in self.chances.values()
             ),
         )
 
@@ -192,21 +193,30 @@ class Recording:
 
 
 class Chances(NamedTuple):
-    """What the probabilities of a task say of its score.
+    """What the probabilities of a task say of its score, word by word.
 
-    right (ndarray): Of a word's gold class, where it counts as a hit, else 0; shape (…, n_words).
+    right (ndarray): Probability of the gold class, where it counts as a hit, else 0; shape
+        (…, n_words).
     claimed (ndarray): That the answer claims a hit: is no "O", in a task of names; else 1. 0 where
         there is no gold. Shape (…, n_words).
-    wanted (int): Hits that there are.
+    wanted (ndarray): Whether there is a hit to be made, shape (n_words,).
     """
 
     right: np.ndarray
     claimed: np.ndarray
-    wanted: int
+    wanted: np.ndarray
 
     def at(self, layers: np.ndarray, words: np.ndarray) -> "Chances":
-        """Where each word leaves, shape (n,) each."""
+        """Where each word leaves, shape (n_words,) each."""
         return Chances(self.right[layers, words], self.claimed[layers, words], self.wanted)
+
+    def counts(self, group: np.ndarray, n_groups: int) -> np.ndarray:
+        """Sums of the three over groups of words, as evaluation.count_hits has them.
+
+        group (ndarray): Of each word, shape (n_words,).
+        RETURNS (ndarray): shape (n_groups, 3).
+        """
+        return np.stack([np.bincount(group, of_words, n_groups) for of_words in self], axis=1)
 
 
 def gold_chances(
@@ -222,27 +232,24 @@ def gold_chances(
     chances = F.softmax(scores / temperatures, dim=-1)
     right = chances.gather(-1, ids.expand(scores.shape[:-1])[..., None])[..., 0].numpy()
     if not is_bio(classes):
-        return Chances(right * known, np.broadcast_to(known, right.shape), int(known.sum()))
+        return Chances(right * known, np.broadcast_to(known, right.shape), known)
     outside = classes.index("O")
-    hits = known & (gold != outside)
-    return Chances(right * hits, (1 - chances[..., outside].numpy()) * known, int(hits.sum()))
+    wanted = known & (gold != outside)
+    return Chances(right * wanted, (1 - chances[..., outside].numpy()) * known, wanted)
 
 
-def expected_error(of_tasks: Iterable[Chances]) -> float:
+def expected_error(counts: Iterable[np.ndarray]) -> float:
     """How wrong answers drawn from the probabilities would be: geometric mean over the tasks of
     1 - accuracy, or of 1 - F1 of the words in names; so a tenth fewer errors count the same in an
     easy task and in a hard one. It hears how sure every word is, not only whose label changes, and
     is much less noisy than the score on little data. So is the log loss; but where most words are
     no names, it hardly hears the names.
 
-    of_tasks (Iterable[Chances]): Of each task, shape (n_words,).
+    counts (Iterable[ndarray]): Of each task, as Chances.counts has them, shape (n_groups, 3).
     RETURNS (float): In [0, 1]; nan if no task has gold labels.
     """
-    errors = [
-        1 - 2 * right.sum() / (claimed.sum() + wanted)
-        for right, claimed, wanted in of_tasks
-        if wanted
-    ]
+    sums = [of_task.sum(0) for of_task in counts]
+    errors = [1 - 2 * right / (claimed + wanted) for right, claimed, wanted in sums if wanted]
     return float(np.exp(np.log(np.maximum(errors, 1e-9)).mean())) if errors else math.nan
 
 

@@ -114,7 +114,7 @@ def test_a_speedup_is_the_surest_run_within_one_error(trained, monkeypatch, erro
     near = [run for run in found.runs if abs(run.speedup / 1.5 - 1) <= 0.2]
     assert {run.criterion.window for run in near} == {0, 1}
     best = max(run.score for run in near)
-    alike = [run for run in near if run.score >= best - error]
+    alike = [run for run in near if run.score >= best - module.SURELY * error]
     point = found.points["1.5x"]
     assert point in alike
     assert point.expected_error == min(run.expected_error for run in alike)
@@ -174,12 +174,20 @@ def test_what_dev_cannot_tell_apart_is_the_larger_window():
     assert choose([alike, sentence, best]) is sentence
 
 
-def test_of_what_dev_cannot_tell_apart_the_least_expected_error():
-    best = replace(a_run(0, range(10)), expected_error=0.3)
-    sure = replace(a_run(1, range(2, 13)), expected_error=0.2)
-    wide = replace(a_run(5, range(2, 13)), expected_error=0.25)
-    worse = replace(a_run(5, range(15)), expected_error=0.1)
-    assert choose([best, sure, wide, worse]) is sure
+def sure(run, right):
+    """The same run with the probability of each document's one label."""
+    counts = np.ones((100, 3))
+    counts[:, 0] = right
+    return replace(run, expected={"ner": counts})
+
+
+def test_of_what_dev_cannot_tell_apart_the_surest():
+    """Probabilities tell apart what labels do not; but not against labels that surely do."""
+    best = sure(a_run(0, range(10)), 0.8)
+    surest = sure(a_run(1, range(2, 13)), 0.9)
+    wide = sure(a_run(5, range(2, 13)), 0.85)
+    worse = sure(a_run(5, range(15)), 0.95)
+    assert choose([best, surest, wide, worse]) is surest
     assert choose([best, wide]) is wide and choose([best, worse]) is best
 
 
@@ -209,17 +217,20 @@ def test_expected_error_is_that_of_the_labels_at_exit(trained):
 def test_expected_error_of_other_tasks_is_that_of_words():
     """Words without gold count in none; a task without gold is left out, an easy one is heard."""
     scores = torch.log(torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]]))
-    tags = gold_chances(scores, torch.ones(3, 1), np.asarray([0, 0, IGNORE]), ["NN", "VB"])
-    assert expected_error([tags]) == pytest.approx(1 - (0.9 + 0.2) / 2)
-    names = gold_chances(scores, torch.ones(3, 1), np.asarray([0, 1, IGNORE]), ["O", "B-PER"])
-    assert expected_error([names]) == pytest.approx(1 - 2 * 0.8 / (0.1 + 0.8 + 1))
-    both = expected_error([tags, names])
-    assert both**2 == pytest.approx(expected_error([tags]) * expected_error([names]))
-    nothing = gold_chances(scores, torch.ones(3, 1), np.full(3, IGNORE), ["NN", "VB"])
-    assert expected_error([tags, nothing]) == expected_error([tags])
-    assert np.isnan(expected_error([nothing]))
-    sure = gold_chances(scores[:2], torch.full((2, 1), 1e-3), np.asarray([0, 1]), ["NN", "VB"])
-    assert 0 < expected_error([sure]) < 1e-6
+    names, tags = ["O", "B-PER"], ["NN", "VB"]
+
+    def error(*pairs, heat=1.0):
+        known = [gold_chances(scores, torch.full((3, 1), heat), np.asarray(g), c) for g, c in pairs]
+        return expected_error(chances.counts(np.asarray([0, 0, 1]), 2) for chances in known)
+
+    of_tags, of_names = ([0, 0, IGNORE], tags), ([0, 1, IGNORE], names)
+    assert error(of_tags) == pytest.approx(1 - (0.9 + 0.2) / 2)
+    assert error(of_names) == pytest.approx(1 - 2 * 0.8 / (0.1 + 0.8 + 1))
+    assert error(of_tags, of_names) ** 2 == pytest.approx(error(of_tags) * error(of_names))
+    nothing = [IGNORE] * 3, tags
+    assert error(of_tags, nothing) == error(of_tags)
+    assert np.isnan(error(nothing))
+    assert 0 < error(([0, 1, IGNORE], tags), heat=1e-3) < 1e-6
 
 
 def test_of_equal_windows_the_better_score():
@@ -422,7 +433,7 @@ def test_command(stored, dev, tmp_path):
     code, out = run_cli("calibrate", *args, "--max-loss", "0.5")
     assert code == 0, out
     assert "full" in out and "within-0.5" in out and "temperatures: ner" in out
-    assert "the least expected error within one standard error" in out
+    assert "the least expected error of the runs that are not surely worse" in out
     nlp = spacy.load(output)
     transformer = nlp.get_pipe("transformer")
     meta = json.loads((output / "meta.json").read_text())

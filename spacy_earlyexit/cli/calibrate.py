@@ -46,7 +46,7 @@ def calibrate_cli(
     ] = Kind.token,
     windows: Annotated[
         str, typer.Option(help="Windows of token exit that are tried")
-    ] = "0,1,2,3,4,5",
+    ] = "1,2,3,4,5",
     schedules: Annotated[
         str, typer.Option(help="How thresholds grow over the layers, as it is tried")
     ] = "constant,doubled,linear,geometric",
@@ -84,8 +84,8 @@ def calibrate_cli(
     force: Force = False,
     code_path: CodePath = None,
 ) -> None:
-    """Find operating points of a trained pipeline on dev data: for each speed-up the best
-    setting, or the surest that dev can't tell from it, and the fastest that lose no
+    """Find operating points of a trained pipeline on dev data: for each speed-up the surest
+    of the settings that are not surely worse than the best, and the fastest that lose no
     more than allowed. They are saved with a copy of the pipeline, with the temperatures that are
     fitted first.
     """
@@ -234,7 +234,7 @@ def print_calibration(found: "Calibration", transformer: "EarlyExitTransformer")
     print_table(rows, header, "l" + "r" * (len(scores) + 3) + "l")
     for name, reason in found.missed.items():
         msg.warn(f"No point {name}: {reason}")
-    msg.text("For a speed-up: the least expected error within one standard error of the best run")
+    msg.text("For a speed-up: the least expected error of the runs that are not surely worse")
     msg.text(
         f"{len(found.runs)} runs; temperatures: {format_temperatures(transformer.temperatures)}"
     )
