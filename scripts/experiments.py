@@ -1,6 +1,7 @@
 """Train and score variants of both stages; a result that lies there is not made again."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from wasabi import msg
 from wasabi import table as text_table
 
 from spacy_earlyexit.architectures import module_of
-from spacy_earlyexit.calibration import Probe, Search, calibrate
+from spacy_earlyexit.calibration import Curve, Probe, Search, Sweep, calibrate, find_threshold
 from spacy_earlyexit.evaluation import find_transformer
 from spacy_earlyexit.files import write_json
 from spacy_earlyexit.recording import label_score
@@ -137,6 +138,46 @@ def layers_cli(
             rows.append([pipeline, task, *map(percent, scores)])
     header = ["pipeline", "task", *(str(layer) for layer in range(1, len(rows[0]) - 1))]
     print(text_table(rows, header=header, divider=True, max_col=60))
+
+
+@app.command("depths")
+def depths_cli(
+    pipeline: Annotated[str, typer.Argument(help="Folder of a pipeline")],
+    dev: Annotated[Path, typer.Option(help="Dev data (.spacy)", exists=True)],
+    window: Annotated[int, typer.Option(help="Of token exit")] = 1,
+    schedule: Annotated[str, typer.Option(help="How thresholds grow over the layers")] = "linear",
+    limit: Annotated[int, typer.Option(help="First documents only, 0 for all")] = 0,
+    page: Annotated[Path | None, typer.Option(help="Replace the table in this file")] = None,
+    block: Annotated[str, typer.Option(help="Name of the table in that file")] = "depths",
+) -> None:
+    """Print what the deepest layer that words may go to is worth at each MAC speed-up."""
+    nlp = spacy.load(pipeline)
+    transformer = find_transformer(nlp)
+    probe = Probe(transformer, list(Corpus(dev, gold_preproc=True, limit=limit)(nlp)), hits=True)
+    recording, _ = probe.record()
+    recording.fit_temperatures()
+    full = probe(None)
+    found = [("full depth", "", full)]
+    search = Search(windows=(window,), schedules=(schedule,))
+    for speedup, candidate in itertools.product(
+        SPEEDUPS, reversed(search.candidates(transformer.n_layers))
+    ):
+        curve = Curve(recording, candidate)
+        if curve.speedups[0] > speedup:
+            continue
+        try:
+            measured = find_threshold(Sweep(probe, candidate), speedup, curve=curve)
+        except ValueError:  # out of reach
+            continue
+        found.append((f"{speedup:g}x", str(candidate.last_layer or transformer.n_layers), measured))
+    header = ["point", "last layer", "MAC speed-up", *full.scores, "expected error"]
+    rows = [
+        [name, last, f"{m.speedup:.2f}×", *map(percent, [*m.scores.values(), m.expected_error])]
+        for name, last, m in found
+    ]
+    print(text_table(rows, header=header, divider=True, max_col=60))
+    if page:
+        replace_block(page, block, markdown_table(header, rows))
 
 
 @app.command("table")
