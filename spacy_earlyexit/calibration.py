@@ -18,13 +18,7 @@ from tqdm import tqdm
 from .architectures import module_of
 from .criteria import SCHEDULES, ExitCriterion, SentenceExit, TokenExit
 from .errors import Errors
-from .evaluation import (
-    component_scores,
-    count_hits,
-    depth_scores,
-    fresh_docs,
-    standard_error,
-)
+from .evaluation import component_scores, count_hits, depth_scores, fresh_docs, standard_error
 from .pieces import Pieces
 from .recording import Recording, expected_error, gold_chances
 
@@ -50,8 +44,8 @@ class Measurement:
     mean_depth (float): Mean exit layer of the words.
     scores (Dict[str, float]): The components' scores, such as {"ents_f": 0.9}.
     hits (Dict[str, ndarray]): Of count_hits, shape (n_docs, 3) each; empty if they are not counted.
-    expected (Dict[str, ndarray]): The same as the probabilities have it, per task, see
-        recording.Chances; shape (n_docs, 3).
+    expected (Dict[str, ndarray]): The hits per task if answers were drawn from the off-ramps'
+        probabilities, see recording.Chances; shape (n_docs, 3) each.
     """
 
     criterion: ExitCriterion | None

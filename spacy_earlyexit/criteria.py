@@ -111,6 +111,16 @@ class _Threshold:
             return self.threshold[layer - 1]
         return self.threshold
 
+    def __call__(self, layer: int, uncertainty: Tensor, words: Words) -> Tensor:
+        limit = self.at(layer)
+        if limit == math.inf:
+            return torch.ones_like(uncertainty, dtype=torch.bool)
+        return self._doubt(uncertainty, words) < limit
+
+    def _doubt(self, uncertainty: Tensor, words: Words) -> Tensor:
+        """What of a word has to be below the threshold, shape (n_words,)."""
+        raise NotImplementedError
+
     def __repr__(self) -> str:
         given = {k: v for k, v in vars(self).items() if v is not None}
         short = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in given.items()}
@@ -149,8 +159,8 @@ class TokenExit(_Threshold):
         super().__init__(threshold, last_layer)
         self.window = window
 
-    def __call__(self, layer: int, uncertainty: Tensor, words: Words) -> Tensor:
-        return window_max(uncertainty, words, self.window) < self.at(layer)
+    def _doubt(self, uncertainty: Tensor, words: Words) -> Tensor:
+        return window_max(uncertainty, words, self.window)
 
     def to_config(self) -> dict[str, Any]:
         return self._to_config("TokenExit", window=self.window)
@@ -163,8 +173,8 @@ class SentenceExit(_Threshold):
     last_layer (Optional[int]): As in TokenExit.
     """
 
-    def __call__(self, layer: int, uncertainty: Tensor, words: Words) -> Tensor:
-        return unit_max(uncertainty, words) < self.at(layer)
+    def _doubt(self, uncertainty: Tensor, words: Words) -> Tensor:
+        return unit_max(uncertainty, words)
 
     def to_config(self) -> dict[str, Any]:
         return self._to_config("SentenceExit")

@@ -179,6 +179,8 @@ class Recording:
         total, scored = embedding_macs(config, lengths).sum(), 0
         for layer in range(1, self.n_layers + 1):
             going = exits >= layer
+            if not going.any():
+                break
             n_going = self._per_unit(going)
             here = in_reach(going, self.unit, self.gap, rules.reach)
             active = self._per_unit(rows_of * going)
@@ -222,7 +224,9 @@ class Chances(NamedTuple):
 def gold_chances(
     scores: Tensor, temperatures: Tensor, gold: np.ndarray, classes: Sequence[str]
 ) -> Chances:
-    """scores (Tensor): shape (…, n_words, n_classes).
+    """What the off-ramps' probabilities of one task say of its gold classes.
+
+    scores (Tensor): shape (…, n_words, n_classes).
     temperatures (Tensor): What divides them; of a shape that goes with theirs.
     gold (ndarray): Class ids, IGNORE where unknown, shape (n_words,).
     classes (Sequence[str]): Their names.

@@ -97,7 +97,7 @@ def test_a_system_that_fails_is_named(corpus):
 @pytest.fixture(scope="module")
 def classifier(encoder, corpus, tmp_path_factory):
     """A token classifier as benchmarks/run.py trains it, with its export."""
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime", reason="the extra `benchmark` is not installed")
     path = tmp_path_factory.mktemp("benchmark") / "plain"
     docs = systems.train_plain.read_docs(corpus)
     systems.train_plain.train_plain(docs, docs, encoder, epochs=3, learn_rate=5e-3, save=path)
@@ -141,7 +141,7 @@ def test_plan_is_complete_and_leaves_out_what_is_not_trained(tmp_path, monkeypat
 @pytest.mark.slow
 def test_train_and_quick_run(encoder, corpus, tmp_path, monkeypatch):
     """What `make benchmark` does behind the workflows, with two steps and 32 documents."""
-    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxruntime", reason="the extra `benchmark` is not installed")
     monkeypatch.setattr(script, "ROOT", tmp_path)
     monkeypatch.setattr(script, "TRAINED", tmp_path / "training" / "benchmarks")
     plan = srsly.read_yaml(script.PLAN)

@@ -94,7 +94,7 @@ def test_runs_what_has_no_result_and_shares_stage_one(run, tmp_path):
     header, _, full, *points = printed.output.strip().splitlines()
     assert header.split()[-3:] == ["ents_f", "expected", "error"]
     assert full.split()[:3] == ["full", "depth", "1.00×"]
-    assert {row.split()[1] for row in points} <= {"2", "3", "4"}
+    assert points and {row.split()[1] for row in points} <= {"2", "3", "4"}
 
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- experiments: begin -->\nold\n<!-- experiments: end -->\nb\n")
