@@ -17,9 +17,10 @@ from wasabi import msg
 from wasabi import table as text_table
 
 from spacy_earlyexit.architectures import module_of
-from spacy_earlyexit.calibration import Curve, Probe, Search, Sweep, calibrate, find_threshold
+from spacy_earlyexit.calibration import Search, calibrate
 from spacy_earlyexit.evaluation import find_transformer
 from spacy_earlyexit.files import write_json
+from spacy_earlyexit.measuring import Curve, Probe, Sweep, find_threshold
 from spacy_earlyexit.recording import label_score
 
 ROOT = Path(__file__).parent.parent

@@ -19,17 +19,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 import spacy_earlyexit.calibration as module
+from spacy_earlyexit import measuring
 from spacy_earlyexit.architectures import module_of
-from spacy_earlyexit.calibration import (
-    Candidate,
-    Curve,
-    Measurement,
-    Probe,
-    Search,
-    Sweep,
-    calibrate,
-    find_threshold,
-)
+from spacy_earlyexit.calibration import Candidate, Search, calibrate
 from spacy_earlyexit.cli import app
 from spacy_earlyexit.cli.calibrate import calibrate_pipeline
 from spacy_earlyexit.criteria import SCHEDULES, SentenceExit, TokenExit
@@ -41,6 +33,7 @@ from spacy_earlyexit.evaluation import (
     paired_losses,
     standard_error,
 )
+from spacy_earlyexit.measuring import Curve, Measurement, Probe, Sweep, find_threshold
 from spacy_earlyexit.offramps import IGNORE
 from spacy_earlyexit.recording import expected_error, gold_chances
 
@@ -282,7 +275,7 @@ def test_hits_are_counted_only_where_asked(trained, monkeypatch):
     run = Probe(transformer, examples, hits=True)(TokenExit(0.5, 1))
     assert run.hits["ents_f"].shape == (len(TEXTS), 3)
     assert set(run.to_point()) == {"exit", "dev_score", "dev_speedup", "dev_mean_depth"}
-    monkeypatch.delattr(module, "count_hits")
+    monkeypatch.delattr(measuring, "count_hits")
     assert Probe(transformer, examples)(TokenExit(0.5, 1)).hits == {}
 
 
@@ -355,6 +348,8 @@ def test_doubled_is_what_the_released_code_does():
         ({"schedules": ["random"]}, "schedules.*constant, doubled"),
         ({"depths": []}, "depths"),
         ({"depths": [0.0]}, r"depths.*shares in \(0, 1\]"),
+        ({"every": []}, "every"),
+        ({"every": [0]}, "every.*>= 1"),
         ({"finalists": 0}, "finalists"),
     ],
 )
@@ -374,7 +369,7 @@ def test_nothing_to_score_by(trained):
 
 
 def test_too_much_to_record(trained, monkeypatch):
-    monkeypatch.setattr(module, "MOST_RECORDED", 100)
+    monkeypatch.setattr(measuring, "MOST_RECORDED", 100)
     with pytest.raises(ValueError, match="--limit"):
         Probe(trained.get_pipe("transformer"), make_examples(trained)).record()
 
@@ -578,12 +573,30 @@ def test_no_word_goes_deeper_than_tried(trained):
     assert max(run.mean_depth for run in runs) <= 3
 
 
+def test_words_leave_at_every_second_layer_only(trained):
+    search = Search(speedups=(1.5,), max_losses=(), windows=(0,), every=(2,), finalists=9)
+    assert {(c(0.1).threshold[0], c(0.1).threshold[2]) for c in search.candidates(4)} == {(0, 0)}
+    assert all(c(0.1).checks(2) for c in search.candidates(4))
+    transformer = trained.get_pipe("transformer")
+    found = calibrate(transformer, make_examples(trained), without_temperatures(search))
+    assert len(found.runs) > 1
+    for run in found.runs[1:]:
+        with transformer.use(run.criterion):
+            docs = trained.pipe([eg.predicted.copy() for eg in make_examples(trained)])
+            layers = {layer for doc in docs for layer in doc._.exit_layers}
+        # A last layer is one where all leave, whatever is checked.
+        assert layers <= {2, 4, run.criterion.last_layer}
+
+
 def test_finalists_are_of_different_kinds_first():
-    """The most promising, the largest window, other depths, other windows, other schedules."""
+    """The most promising, the largest window, other steps, other depths, other windows, other
+    schedules.
+    """
     deep, flat = (replace(Candidate("linear", 0, 4), last_layer=last) for last in (None, 2))
     others = [Candidate("linear", window, 4, 2) for window in (1, 2)]
-    chosen = module._of_each_kind([flat, replace(flat, schedule="constant"), deep, *others])
-    assert chosen == [flat, others[1], deep, others[0], replace(flat, schedule="constant")]
+    constant, rare = replace(flat, schedule="constant"), replace(flat, every=2)
+    chosen = module._of_each_kind([flat, constant, deep, *others, rare])
+    assert chosen == [flat, others[1], rare, deep, others[0], constant]
 
 
 def test_finalists_are_of_different_windows_first():

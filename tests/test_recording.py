@@ -8,9 +8,9 @@ from conftest import make_examples, make_nlp
 from test_engine import GivenExit
 
 from spacy_earlyexit.architectures import module_of
-from spacy_earlyexit.calibration import Probe
 from spacy_earlyexit.criteria import FixedExit, SentenceExit, TokenExit
 from spacy_earlyexit.engine import Rules, run
+from spacy_earlyexit.measuring import Probe
 from spacy_earlyexit.offramps import IGNORE
 from spacy_earlyexit.recording import COLDEST, Recording, fit_temperature, label_score
 

@@ -13,11 +13,11 @@ from spacy.training import Corpus, Example
 from spacy_transformers.data_classes import TransformerData
 from thinc.types import Ragged
 
-from spacy_earlyexit.calibration import Probe
 from spacy_earlyexit.characters import CharacterTokenizer
 from spacy_earlyexit.criteria import FixedExit
 from spacy_earlyexit.evaluation import measure_points
 from spacy_earlyexit.extensions import exit_layers
+from spacy_earlyexit.measuring import Probe
 from spacy_earlyexit.merging import merge_tokens
 from spacy_earlyexit.pipeline.exits import EXITS, DocExits
 from spacy_earlyexit.pipeline.segmenter import EarlyExitSegmenter, make_segmenter_scorer

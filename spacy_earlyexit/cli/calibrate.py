@@ -56,6 +56,10 @@ def calibrate_cli(
             help="Shares of the layers that are tried as the deepest a word goes, certain or not"
         ),
     ] = "1,0.8,0.7,0.6,0.5,0.4",
+    every: Annotated[
+        str,
+        typer.Option(help="1: words can leave at each layer, 2: at every second one, as is tried"),
+    ] = "1",
     prefix: Annotated[str, typer.Option(help="Put before the points' names: sentence- …")] = "",
     add: Annotated[
         bool,
@@ -104,6 +108,7 @@ def calibrate_cli(
             windows=parse_list(windows, "windows", int, "whole numbers with commas between them"),
             schedules=parse_list(schedules, "schedules", str, "names with commas between them"),
             depths=parse_list(depths, "depths", float, numbers),
+            every=parse_list(every, "every", int, "whole numbers with commas between them"),
             sentence=criterion is Kind.sentence,
             prefix=prefix,
             temperatures=temperatures and not add,

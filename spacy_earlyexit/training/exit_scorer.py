@@ -1,0 +1,65 @@
+"""The score that training chooses its checkpoint by: dev scores at MAC speed-ups."""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from spacy.training import Example
+
+from ..criteria import TokenExit
+from ..evaluation import depth_scores
+from ..measuring import Probe, Sweep, find_threshold
+
+if TYPE_CHECKING:
+    from ..pipeline.transformer import EarlyExitTransformer
+
+
+def make_exit_scorer(
+    speedups: Sequence[float] = (), window: int = 2
+) -> Callable[..., dict[str, Any]]:
+    """Registered as spacy-earlyexit.exit_scorer.v1.
+
+    speedups (List[float]): MAC speed-ups whose dev scores make up exit_score. Empty: no exit_score.
+        While the transformer is being trained, the threshold for each is searched at every
+        evaluation, and kept as the operating points "2x", "3x", …
+    window (int): The window of token exit for these.
+    """
+    return ExitScorer(tuple(speedups), window)
+
+
+class ExitScorer:
+    """See make_exit_scorer."""
+
+    def __init__(self, speedups: tuple[float, ...], window: int):
+        self.speedups = speedups
+        self.window = window
+
+    def __call__(
+        self,
+        examples: Iterable[Example],
+        transformer: "EarlyExitTransformer | None" = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """examples (Iterable[Example]): Examples with predictions.
+        transformer (Optional[EarlyExitTransformer]): The component, while it is being trained.
+        RETURNS (Dict[str, Any]): exit_layer_mean, exit_speedup, and in training exit_score.
+        """
+        examples = list(examples)
+        scores: dict[str, Any] = depth_scores(examples)
+        if transformer is not None and self.speedups:
+            sweep = Sweep(Probe(transformer, examples), partial(TokenExit, window=self.window))
+            found: dict[str, float] = {}
+            for speedup in self.speedups:
+                name = f"{speedup:g}x"
+                try:
+                    measured = find_threshold(sweep, speedup)
+                except ValueError:  # out of reach, which must not stop the training
+                    found[name] = 0.0
+                    transformer.points.pop(name, None)
+                else:
+                    found[name] = measured.score
+                    transformer.points[name] = measured.to_point()
+            scores.update({f"exit_score_{name}": score for name, score in found.items()})
+            scores["exit_score"] = float(np.mean(list(found.values())))
+        return scores
