@@ -268,7 +268,7 @@ def plan_rows(plan: dict[str, Any], corpus: str) -> list[Row]:
                 for point in entry["points"]:
                     own = {"path": str(path), "exit": point, "precision": precision}
                     setting = f"{point} {precision}"
-                    baseline = f"{entry['system']}, {entry['points'][0]} {precision}"
+                    baseline = f"{entry['system']}, full {precision}"
                     rows.append(
                         Row(entry["system"], setting, corpus, test, KINDS["spacy"], own, baseline)
                     )

@@ -241,7 +241,7 @@ def collect(paths: Iterable[Path]) -> Found:
         if system in STAGES:
             for row in result["rows"]:
                 kind, _, point = row["point"].rpartition("-")
-                if row["point"] != "full" and point not in SPEEDUPS:
+                if row["point"] != "full" and (point not in SPEEDUPS or kind == "single"):
                     continue
                 for key in CORPORA[corpus].tasks.values():
                     score = row["scores"][key]
