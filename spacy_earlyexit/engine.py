@@ -586,14 +586,14 @@ def run(
             continue
         who = np.flatnonzero(leaving)
         at = batch.upload(who)
-        left.append((batch.word_id[who], scores[at], doubt[at]))
+        left.append((batch.word_id[who], scores.index_select(0, at), doubt.index_select(0, at)))
         exit_layer[batch.word_id[who]] = number
         row_id = batch.row_id
         staying = batch.leave(leaving)
         if staying is not None:
             if states:
                 done = np.setdiff1d(np.arange(len(row_id)), staying, assume_unique=True)
-                finished.append((row_id[done], hidden[batch.upload(done)]))
+                finished.append((row_id[done], hidden.index_select(0, batch.upload(done))))
             if batch.n_units == 0:
                 break
             index = batch.upload(staying)
@@ -606,9 +606,9 @@ def run(
     macs: np.ndarray = embedding_macs(config, lengths) + np.bincount(in_units, costs, len(lengths))
     order = batch.upload(np.argsort(np.concatenate([words for words, _, _ in left])))
     output = EngineOutput(
-        scores=torch.cat([s for _, s, _ in left])[order],
+        scores=torch.cat([s for _, s, _ in left]).index_select(0, order),
         exit_layer=exit_layer,
-        uncertainty=torch.cat([u for _, _, u in left])[order],
+        uncertainty=torch.cat([u for _, _, u in left]).index_select(0, order),
         states=None,
         layer_scores=layer_scores,
         macs=macs,
