@@ -147,19 +147,27 @@ def depths_cli(
     dev: Annotated[Path, typer.Option(help="Dev data (.spacy)", exists=True)],
     window: Annotated[int, typer.Option(help="Of token exit")] = 1,
     schedule: Annotated[str, typer.Option(help="How thresholds grow over the layers")] = "linear",
+    depths: Annotated[
+        str, typer.Option(help="Deepest layers, as shares of all; as calibrate tries them")
+    ] = "",
+    every: Annotated[
+        str, typer.Option(help="1: words leave at each layer, 2: at each second")
+    ] = "1",
     limit: Annotated[int, typer.Option(help="First documents only, 0 for all")] = 0,
     page: Annotated[Path | None, typer.Option(help="Replace the table in this file")] = None,
     block: Annotated[str, typer.Option(help="Name of the table in that file")] = "depths",
 ) -> None:
-    """Print what the deepest layer that words may go to is worth at each MAC speed-up."""
+    """Print what the layers that words may leave at are worth at each MAC speed-up."""
     nlp = spacy.load(pipeline)
     transformer = find_transformer(nlp)
     probe = Probe(transformer, list(Corpus(dev, gold_preproc=True, limit=limit)(nlp)), hits=True)
     recording, _ = probe.record()
     recording.fit_temperatures()
     full = probe(None)
-    found = [("full depth", "", full)]
-    search = Search(windows=(window,), schedules=(schedule,))
+    found = [("full depth", "", "", full)]
+    shares = tuple(map(float, depths.split(","))) if depths else Search.depths
+    steps = tuple(map(int, every.split(",")))
+    search = Search(windows=(window,), schedules=(schedule,), depths=shares, every=steps)
     for speedup, candidate in itertools.product(
         SPEEDUPS, reversed(search.candidates(transformer.n_layers))
     ):
@@ -170,11 +178,12 @@ def depths_cli(
             measured = find_threshold(Sweep(probe, candidate), speedup, curve=curve)
         except ValueError:  # out of reach
             continue
-        found.append((f"{speedup:g}x", str(candidate.last_layer or transformer.n_layers), measured))
-    header = ["point", "last layer", "MAC speed-up", *full.scores, "expected error"]
+        last = str(candidate.last_layer or transformer.n_layers)
+        found.append((f"{speedup:g}x", last, str(candidate.every), measured))
+    header = ["point", "last layer", "every", "MAC speed-up", *full.scores, "expected error"]
     rows = [
-        [name, last, f"{m.speedup:.2f}×", *map(percent, [*m.scores.values(), m.expected_error])]
-        for name, last, m in found
+        [*names, f"{m.speedup:.2f}×", *map(percent, [*m.scores.values(), m.expected_error])]
+        for *names, m in found
     ]
     print(text_table(rows, header=header, divider=True, max_col=60))
     if page:

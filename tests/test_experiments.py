@@ -89,12 +89,13 @@ def test_runs_what_has_no_result_and_shares_stage_one(run, tmp_path):
     assert row.split()[1] == "ner" and len(row.split()) == 6
 
     depths = ["depths", str(trained / "model-last"), "--dev", str(tmp_path / "tiny.spacy")]
-    printed = runner.invoke(script.app, depths)
+    printed = runner.invoke(script.app, [*depths, "--depths", "1,0.75,0.5", "--every", "1,2"])
     assert printed.exit_code == 0, printed.output
     header, _, full, *points = printed.output.strip().splitlines()
     assert header.split()[-3:] == ["ents_f", "expected", "error"]
     assert full.split()[:3] == ["full", "depth", "1.00×"]
     assert points and {row.split()[1] for row in points} <= {"2", "3", "4"}
+    assert {row.split()[2] for row in points} <= {"1", "2"}
 
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- experiments: begin -->\nold\n<!-- experiments: end -->\nb\n")
