@@ -27,6 +27,7 @@ from .offramps import OffRamps, uncertainty
 from .pieces import Pieces, PieceTokenizer, piece_encoder
 from .shim import MultiExitShim
 from .spans import SpanGetter
+from .training.self_sampling import SampledExit, SelfSampling
 from .trf_data import TrfDataPlan
 
 if TYPE_CHECKING:
@@ -38,8 +39,7 @@ class Request:
     """What to run: the documents, and how far.
 
     criterion (Optional[ExitCriterion]): Who leaves when; None for full depth.
-    sampler (Optional[Callable]): Instead of a criterion, makes one for a number of units, of
-        layers, and, if there is a teacher, its uncertainties (stage 2).
+    sampler (Optional[SelfSampling]): In training, instead of a criterion: draws one (stage 2).
     teacher (Optional[MultiExitModule]): In training: a frozen module to ask at full depth.
     tasks (Optional[Sequence[str]]): The tasks that are scored and rule the exit; None for all.
     precision (str): In prediction, what the encoder multiplies in: "float32" or "int8".
@@ -51,7 +51,7 @@ class Request:
 
     docs: list[Doc]
     criterion: ExitCriterion | None = None
-    sampler: Callable[..., ExitCriterion] | None = None
+    sampler: SelfSampling | None = None
     teacher: MultiExitModule | None = None
     tasks: Sequence[str] | None = None
     precision: str = "float32"
@@ -326,6 +326,9 @@ def _train(
         module.train()
         batch, out = ask(module, units=units, criterion=criterion, states=request.states)
         module.eval()
+        if request.sampler is not None:
+            sampled = cast(SampledExit, criterion)
+            request.sampler.follow(sampled, out.macs, output.macs_full[units])
         words = batch.pieces_word
         index = batch.upload(words)
         output.layer_scores = [(layer, index[w], s) for layer, w, s in out.layer_scores]

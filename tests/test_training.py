@@ -23,7 +23,12 @@ from spacy_earlyexit.architectures import module_of
 from spacy_earlyexit.criteria import FixedExit, TokenExit, window_max
 from spacy_earlyexit.engine import Batch, run
 from spacy_earlyexit.offramps import IGNORE, joint_loss, make_joint_loss, uncertainty
-from spacy_earlyexit.training.self_sampling import SampledExit, SelfSampling, make_self_sampling
+from spacy_earlyexit.training.self_sampling import (
+    START,
+    SampledExit,
+    SelfSampling,
+    make_self_sampling,
+)
 
 N_LAYERS = 4
 JOINT = ROOT / "configs" / "joint.cfg"
@@ -160,7 +165,10 @@ def test_stage2_keeps_operating_points(stage2, corpus):
         nlp = spacy.load(stage2.path / name)
         transformer = nlp.get_pipe("transformer")
         assert set(transformer.points) == {"1.5x", "2x"}, "40x is out of reach"
-        for point, target in (("1.5x", 1.5), ("2x", 2.0)):
+        # So few words leave in large steps, or all at once.
+        reached = [transformer.points[point]["dev_speedup"] for point in ("1.5x", "2x")]
+        assert 1.0 < reached[0] <= reached[1] < 3.5
+        for point in ("1.5x", "2x"):
             entry = transformer.points[point]
             assert entry["exit"]["@misc"] == "spacy-earlyexit.TokenExit.v1"
             assert entry["exit"]["window"] == 0
@@ -168,8 +176,6 @@ def test_stage2_keeps_operating_points(stage2, corpus):
             with transformer.use(point):
                 scores = nlp.evaluate(list(Corpus(corpus, gold_preproc=True)(nlp)))
             assert scores["exit_speedup"] == pytest.approx(entry["dev_speedup"], rel=1e-3)
-            # So few words leave in large steps.
-            assert scores["exit_speedup"] == pytest.approx(target, rel=0.75)
             assert scores["exit_layer_mean"] == pytest.approx(entry["dev_mean_depth"], rel=1e-3)
             assert scores["ents_f"] == pytest.approx(entry["dev_score"], abs=1e-6)
         assert nlp("Anna lives in York")._.exit_layers == [N_LAYERS] * 4, "still full depth"
@@ -312,6 +318,10 @@ def test_sampling_is_reproducible():
         ({"thresholds": []}, "`thresholds`"),
         ({"thresholds": [0.1, 0.0]}, "`thresholds`"),
         ({"thresholds": [1.5]}, "`thresholds`"),
+        ({"thresholds": None}, "thresholds and speedups.*one of the two"),
+        ({"speedups": [2.0]}, "thresholds and speedups.*one of the two"),
+        ({"thresholds": None, "speedups": []}, "`speedups`"),
+        ({"thresholds": None, "speedups": [1.0, 2.0]}, "`speedups`.*> 1"),
         ({"aggressive": -0.1}, "shares"),
         ({"full_depth": -0.1}, "shares"),
         ({"aggressive": 0.7, "full_depth": 0.4}, "shares"),
@@ -348,6 +358,48 @@ def test_sampled_exit_equals_token_exit_per_unit():
     highest = threshold.amax().expand(n_units)
     same = engine(module, pieces, SampledExit(highest, window, factors))[1]
     assert (exits != alone).any() and (exits != same).any(), "windows and thresholds have to matter"
+
+
+def test_thresholds_follow_the_speedups_that_are_wanted():
+    """Units of many sizes that cost the less the higher their threshold is, by chance more or less,
+    and with a larger window more: in the end the MACs of each draw are those wanted.
+    """
+    sampling = make_self_sampling([0, 2], speedups=[1.5, 4.0], aggressive=0.0, full_depth=0.2)
+    generator = np.random.default_rng(0)
+    torch.manual_seed(0)
+    late = np.zeros((2, 2, 2))  # per window and speed-up: MACs spent, and at full depth
+    for step in range(400):
+        sampled = sampling(20, n_layers=3)
+        full = generator.uniform(1e6, 1e7, 20)
+        window, level = (drawn.numpy() for drawn in sampled.drawn)
+        certain = sampled.threshold.numpy() ** 0.2 / np.where(window == 1, 1.2, 1.0)
+        spent = full * np.clip((1 - certain) * generator.uniform(0.5, 1.5, 20), 0.05, 1)
+        spent[sampled.threshold.numpy() == 0] = full[sampled.threshold.numpy() == 0]
+        sampling.follow(sampled, spent, full)
+        leaves = sampled.threshold.numpy() > 0
+        if step >= 100:
+            np.add.at(late, (window[leaves], level[leaves], 0), spent[leaves])
+            np.add.at(late, (window[leaves], level[leaves], 1), full[leaves])
+    reached = late[..., 1] / late[..., 0]
+    np.testing.assert_allclose(reached, [[1.5, 4.0]] * 2, rtol=0.05)
+    assert (sampling.grid[1] > sampling.grid[0]).all(), "a larger window needs a higher threshold"
+
+
+def test_given_thresholds_stay():
+    sampling = make_self_sampling([0], [0.01, 0.1], full_depth=0.0)
+    sampled = sampling(5, n_layers=3)
+    sampling.follow(sampled, np.full(5, 10.0), np.full(5, 10.0))
+    assert sampling.grid.tolist() == [pytest.approx([0.01, 0.1])]
+
+
+@pytest.mark.parametrize("speedup, start, grows", [(1.2, 1.0, False), (100.0, START, True)])
+def test_training_moves_the_thresholds(encoder, speedup, start, grows):
+    """What costs too little gets lower ones, what costs too much higher ones."""
+    nlp = stage2_nlp(encoder, thresholds=None, speedups=[speedup], full_depth=0.0)
+    transformer = nlp.get_pipe("transformer")
+    transformer.self_sampling.grid.fill_(start)
+    transformer.update(make_examples(nlp), sgd=nlp.create_optimizer())
+    assert (float(transformer.self_sampling.grid) > start) == grows
 
 
 def test_sampled_thresholds_grow_over_depth():

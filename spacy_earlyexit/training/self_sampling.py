@@ -15,30 +15,43 @@ from torch import Tensor
 from ..criteria import SCHEDULES, window_max
 from ..errors import Errors
 
+# By how much a threshold follows what a unit's draw cost: small enough to average over units, large
+# enough to get from any start to where it belongs in the first tenth of a training.
+GAIN = 0.5
+START, LEAST = 0.01, 1e-6
+
 
 class SelfSampling:
     """Draws an exit setting for every unit ("sandwich": some strict, some at full depth).
 
     windows (List[int]): Windows (words on each side) to draw from.
-    thresholds (List[float]): Thresholds to draw from.
+    thresholds (Optional[List[float]]): Thresholds to draw from.
+    speedups (Optional[List[float]]): MAC speed-ups to draw from instead; `follow` finds the
+        threshold for each, and each window, while the model is trained.
     schedule (str): How a threshold grows over depth, one of criteria.SCHEDULES.
-    aggressive (float): Share of units that get the smallest window and largest threshold.
+    aggressive (float): Share of units that get the smallest window and the largest threshold or
+        speed-up.
     full_depth (float): Share of units that run to the last layer.
     frozen (bool): Who decides: a frozen copy of the model as it was when stage 2 began, run at full
         depth; or the model that is being trained.
+
+    grid (Tensor): The thresholds of now, shape (n_windows, n_thresholds or n_speedups).
     """
 
     def __init__(
         self,
         windows: Sequence[int],
-        thresholds: Sequence[float],
+        thresholds: Sequence[float] | None,
         schedule: str,
         aggressive: float,
         full_depth: float,
         frozen: bool,
+        speedups: Sequence[float] | None = None,
     ):
-        self.windows = list(windows)
-        self.thresholds = list(thresholds)
+        self.windows = sorted(windows)
+        self.speedups = None if speedups is None else torch.tensor(sorted(speedups))
+        levels = [START] * len(speedups) if speedups is not None else sorted(thresholds or ())
+        self.grid = torch.tensor(levels).repeat(len(self.windows), 1)
         self.schedule = schedule
         self.aggressive = aggressive
         self.full_depth = full_depth
@@ -54,16 +67,38 @@ class SelfSampling:
         doubts (Optional[Sequence[Tensor]]): What the frozen copy says, see SampledExit.
         RETURNS (SampledExit): The criterion for this batch.
         """
-        window = torch.tensor(self.windows)[torch.randint(len(self.windows), (n_units,))]
-        threshold = torch.tensor(self.thresholds)[torch.randint(len(self.thresholds), (n_units,))]
+        n_windows, n_levels = self.grid.shape
+        window = torch.randint(n_windows, (n_units,))
+        level = torch.randint(n_levels, (n_units,))
         kind = torch.rand(n_units)
         aggressive = kind < self.aggressive
-        window[aggressive] = min(self.windows)
-        threshold[aggressive] = max(self.thresholds)
+        window[aggressive], level[aggressive] = 0, n_levels - 1
+        threshold = self.grid[window, level]
         threshold[kind >= 1.0 - self.full_depth] = 0.0
         factor = SCHEDULES[self.schedule]
         factors = [factor(layer, n_layers) for layer in range(1, n_layers + 1)]
-        return SampledExit(threshold, window, factors, doubts)
+        sampled = SampledExit(threshold, torch.tensor(self.windows)[window], factors, doubts)
+        sampled.drawn = window, level
+        return sampled
+
+    def follow(self, sampled: "SampledExit", macs: np.ndarray, macs_full: np.ndarray) -> None:
+        """Move the thresholds towards those that give the wanted speed-ups (Robbins and Monro
+        1951): each up where its units cost more than wanted, and down where they cost less.
+
+        sampled (SampledExit): What __call__ returned for a batch.
+        macs, macs_full (ndarray): Multiply-accumulates of its units, spent and at full depth, shape
+            (n_units,).
+        """
+        if self.speedups is None:
+            return
+        leaves = sampled.threshold > 0
+        window, level = (drawn[leaves] for drawn in sampled.drawn)
+        spent, full = (torch.from_numpy(each)[leaves].float() for each in (macs, macs_full))
+        place = window * self.grid.shape[1] + level
+        sums = torch.zeros(2, self.grid.numel()).index_add_(1, place, torch.stack([spent, full]))
+        wanted = self.speedups.repeat(len(self.windows))
+        over = torch.where(sums[1] > 0, wanted * sums[0] / sums[1] - 1, 0.0).view_as(self.grid)
+        self.grid = (self.grid * (GAIN * over).exp()).clamp(LEAST, 1.0)
 
 
 class SampledExit:
@@ -72,7 +107,11 @@ class SampledExit:
     factors (Sequence[float]): What the thresholds are multiplied with, per layer.
     doubts (Optional[Sequence[Tensor]]): The uncertainties to go by, per layer those of all words of
         the original batch, shape (n_words,). None: those at hand.
+
+    drawn (Tuple[Tensor, Tensor]): Row and column of each threshold in SelfSampling.grid.
     """
+
+    drawn: tuple[Tensor, Tensor]
 
     def __init__(
         self,
@@ -113,11 +152,12 @@ class SampledExit:
 
 def make_self_sampling(
     windows: list[int],
-    thresholds: list[float],
+    thresholds: list[float] | None = None,
     aggressive: float = 0.2,
     full_depth: float = 0.4,
     frozen: bool = False,
     schedule: str = "constant",
+    speedups: list[float] | None = None,
 ) -> SelfSampling:
     """Registered as spacy-earlyexit.SelfSampling.v1; for `self_sampling` of the transformer.
 
@@ -131,9 +171,21 @@ def make_self_sampling(
         raise ValueError(
             Errors.E019.format(setting="windows", expected="numbers >= 0", value=windows)
         )
-    if not thresholds or not all(0 < t <= 1 for t in thresholds):
+    if (thresholds is None) == (speedups is None):
+        raise ValueError(
+            Errors.E019.format(
+                setting="thresholds and speedups",
+                expected="one of the two, the other null",
+                value=(thresholds, speedups),
+            )
+        )
+    if thresholds is not None and not (thresholds and all(0 < t <= 1 for t in thresholds)):
         raise ValueError(
             Errors.E019.format(setting="thresholds", expected="in (0, 1]", value=thresholds)
+        )
+    if speedups is not None and not (speedups and all(s > 1 for s in speedups)):
+        raise ValueError(
+            Errors.E019.format(setting="speedups", expected="numbers > 1", value=speedups)
         )
     if aggressive < 0 or full_depth < 0 or aggressive + full_depth > 1:
         raise ValueError(
@@ -146,4 +198,4 @@ def make_self_sampling(
     if schedule not in SCHEDULES:
         expected = f"one of {', '.join(SCHEDULES)}"
         raise ValueError(Errors.E019.format(setting="schedule", expected=expected, value=schedule))
-    return SelfSampling(windows, thresholds, schedule, aggressive, full_depth, frozen)
+    return SelfSampling(windows, thresholds, schedule, aggressive, full_depth, frozen, speedups)
