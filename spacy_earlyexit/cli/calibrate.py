@@ -77,10 +77,11 @@ def calibrate_cli(
     finalists: Annotated[
         int,
         typer.Option(
-            help="Candidates that are run for each point; from 2 on one has the largest window",
+            help="Candidates that are run for each point; from 2 on one has the largest window, "
+            "from 7 on each of six --depths is among them",
             min=1,
         ),
-    ] = 5,
+    ] = 8,
     gold_preproc: GoldPreproc = False,
     limit: Limit = 0,
     plot: Plot = None,
