@@ -371,7 +371,7 @@ def test_thresholds_follow_the_speedups_that_are_wanted():
     for step in range(400):
         sampled = sampling(20, n_layers=3)
         full = generator.uniform(1e6, 1e7, 20)
-        window, level = (drawn.numpy() for drawn in sampled.drawn)
+        window, level = sampled.drawn.numpy()
         certain = sampled.threshold.numpy() ** 0.2 / np.where(window == 1, 1.2, 1.0)
         spent = full * np.clip((1 - certain) * generator.uniform(0.5, 1.5, 20), 0.05, 1)
         spent[sampled.threshold.numpy() == 0] = full[sampled.threshold.numpy() == 0]

@@ -77,9 +77,8 @@ class SelfSampling:
         threshold[kind >= 1.0 - self.full_depth] = 0.0
         factor = SCHEDULES[self.schedule]
         factors = [factor(layer, n_layers) for layer in range(1, n_layers + 1)]
-        sampled = SampledExit(threshold, torch.tensor(self.windows)[window], factors, doubts)
-        sampled.drawn = window, level
-        return sampled
+        drawn = torch.stack([window, level])
+        return SampledExit(threshold, torch.tensor(self.windows)[window], factors, doubts, drawn)
 
     def follow(self, sampled: "SampledExit", macs: np.ndarray, macs_full: np.ndarray) -> None:
         """Move the thresholds towards those that give the wanted speed-ups (Robbins and Monro
@@ -89,10 +88,10 @@ class SelfSampling:
         macs, macs_full (ndarray): Multiply-accumulates of its units, spent and at full depth, shape
             (n_units,).
         """
-        if self.speedups is None:
+        if self.speedups is None or sampled.drawn is None:
             return
         leaves = sampled.threshold > 0
-        window, level = (drawn[leaves] for drawn in sampled.drawn)
+        window, level = sampled.drawn[:, leaves]
         spent, full = (torch.from_numpy(each)[leaves].float() for each in (macs, macs_full))
         place = window * self.grid.shape[1] + level
         sums = torch.zeros(2, self.grid.numel()).index_add_(1, place, torch.stack([spent, full]))
@@ -107,11 +106,9 @@ class SampledExit:
     factors (Sequence[float]): What the thresholds are multiplied with, per layer.
     doubts (Optional[Sequence[Tensor]]): The uncertainties to go by, per layer those of all words of
         the original batch, shape (n_words,). None: those at hand.
-
-    drawn (Tuple[Tensor, Tensor]): Row and column of each threshold in SelfSampling.grid.
+    drawn (Optional[Tensor]): Row and column of each threshold in SelfSampling.grid, shape
+        (2, n_units).
     """
-
-    drawn: tuple[Tensor, Tensor]
 
     def __init__(
         self,
@@ -119,11 +116,13 @@ class SampledExit:
         window: Tensor,
         factors: Sequence[float],
         doubts: Sequence[Tensor] | None = None,
+        drawn: Tensor | None = None,
     ):
         self.threshold = threshold
         self.window = window
         self.factors = factors
         self.doubts = doubts
+        self.drawn = drawn
 
     def checks(self, layer: int) -> bool:
         return bool((self.threshold > 0).any())
@@ -159,7 +158,8 @@ def make_self_sampling(
     schedule: str = "constant",
     speedups: list[float] | None = None,
 ) -> SelfSampling:
-    """Registered as spacy-earlyexit.SelfSampling.v1; for `self_sampling` of the transformer.
+    """Registered as spacy-earlyexit.SelfSampling.v1; for `self_sampling` of the transformer. See
+    SelfSampling for the settings; of `thresholds` and `speedups` one is null.
 
     The paper's code draws full widths {5, …, 15} (that is windows 2 … 7) and thresholds
     {.01, .03, .05, .1, .15, .2, .25}; of ten sentences two are aggressive, four at full depth; the
