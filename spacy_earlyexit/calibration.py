@@ -80,7 +80,7 @@ class Search:
     sentence: bool = False
     prefix: str = ""
     temperatures: bool = True
-    finalists: int = 8
+    finalists: int = 5
 
     def __post_init__(self) -> None:
         """RAISES (ValueError): If a setting is impossible."""

@@ -77,11 +77,10 @@ def calibrate_cli(
     finalists: Annotated[
         int,
         typer.Option(
-            help="Candidates that are run for each point; from 2 on one has the largest window, "
-            "from 7 on each of six --depths is among them",
+            help="Candidates that are run for each point; from 2 on one has the largest window",
             min=1,
         ),
-    ] = 8,
+    ] = 5,
     gold_preproc: GoldPreproc = False,
     limit: Limit = 0,
     plot: Plot = None,
