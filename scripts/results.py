@@ -47,6 +47,7 @@ CORPORA = {
 }
 SCORES = {"ents_f": ("names, F1", "f"), "tag_acc": ("tags, accuracy", "acc")}
 SCORES["token_f"] = ("words, F1", "f")
+PREFIXES = ("", "sentence")  # of the points in the table; others are for other uses
 STAGES = {"joint": "stage 1", "self_sampling": "stage 2"}
 
 app = typer.Typer(add_completion=False)
@@ -241,7 +242,7 @@ def collect(paths: Iterable[Path]) -> Found:
         if system in STAGES:
             for row in result["rows"]:
                 kind, _, point = row["point"].rpartition("-")
-                if row["point"] != "full" and (point not in SPEEDUPS or kind == "single"):
+                if row["point"] != "full" and (point not in SPEEDUPS or kind not in PREFIXES):
                     continue
                 for key in CORPORA[corpus].tasks.values():
                     score = row["scores"][key]

@@ -31,7 +31,7 @@ class Candidate:
     schedule (str): One of SCHEDULES.
     window (Optional[int]): Of token exit; None for sentence exit.
     last_layer (Optional[int]): Where all words leave that have not; None: the last of n_layers.
-    every (int): Until then words leave at every so-manieth layer only, at the others nothing is
+    every (int): Until then words leave at each `every`-th layer only; at the others nothing is
         checked.
     """
 

@@ -1,6 +1,7 @@
 """Exit criteria: which words are certain enough to leave at a layer."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -97,7 +98,7 @@ def unit_max(uncertainty: Tensor, words: Words) -> Tensor:
     return worst[words.word_unit]
 
 
-class _Threshold:
+class _Threshold(ABC):
     """One threshold, or one per layer; 0 lets nothing leave."""
 
     def __init__(self, threshold: float | Sequence[float], last_layer: int | None = None):
@@ -117,9 +118,9 @@ class _Threshold:
             return torch.ones_like(uncertainty, dtype=torch.bool)
         return self._doubt(uncertainty, words) < limit
 
+    @abstractmethod
     def _doubt(self, uncertainty: Tensor, words: Words) -> Tensor:
         """What of a word has to be below the threshold, shape (n_words,)."""
-        raise NotImplementedError
 
     def __repr__(self) -> str:
         given = {k: v for k, v in vars(self).items() if v is not None}

@@ -36,8 +36,7 @@ class Measurement:
     mean_depth (float): Mean exit layer of the words.
     scores (Dict[str, float]): The components' scores, such as {"ents_f": 0.9}.
     hits (Dict[str, ndarray]): Of count_hits, shape (n_docs, 3) each; empty if they are not counted.
-    expected (Dict[str, ndarray]): The hits per task if answers were drawn from the off-ramps'
-        probabilities, see recording.Chances; shape (n_docs, 3) each.
+    expected_error (float): See recording.expected_error; nan if it is not known.
     """
 
     criterion: ExitCriterion | None
@@ -46,12 +45,7 @@ class Measurement:
     mean_depth: float
     scores: dict[str, float] = field(default_factory=dict)
     hits: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
-    expected: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
-
-    @property
-    def expected_error(self) -> float:
-        """RETURNS (float): See recording.expected_error; nan if it is not known."""
-        return expected_error(self.expected.values())
+    expected_error: float = math.nan
 
     def to_point(self) -> dict[str, Any]:
         """RETURNS (Dict[str, Any]): An operating point as the pipeline keeps it."""
@@ -145,7 +139,7 @@ class Probe:
             mean_depth=float(output.exit_layer[output.pieces.owned].mean()),
             scores=scores,
             hits=count_hits(scored) if self.hits else {},
-            expected=self._expected(output) if self.hits else {},
+            expected_error=self._expected_error(output) if self.hits else math.nan,
         )
         self.runs.append(measured)
         return measured
@@ -157,16 +151,18 @@ class Probe:
             self.gold = {task: gold[task].cpu().numpy() for task in output.slices}
         return self.gold
 
-    def _expected(self, output: "MultiExitOutput") -> dict[str, np.ndarray]:
+    def _expected_error(self, output: "MultiExitOutput") -> float:
         layers = output.exit_layer - 1
         classes = module_of(self.transformer.model).offramps.classes
-        counts = {}
-        for task, ids in self._gold(output).items():
-            scores = torch.from_numpy(output.scores[:, output.slices[task]])
-            temperatures = torch.tensor(self.transformer.temperatures[task])[layers, None]
-            chances = gold_chances(scores, temperatures, ids, classes[task])
-            counts[task] = chances.counts(output.pieces.word_doc, len(self.docs))
-        return counts
+        return expected_error(
+            gold_chances(
+                torch.from_numpy(output.scores[:, output.slices[task]]),
+                torch.tensor(self.transformer.temperatures[task])[layers, None],
+                ids,
+                classes[task],
+            )
+            for task, ids in self._gold(output).items()
+        )
 
 
 class Sweep:

@@ -157,8 +157,7 @@ class Recording:
             speedup=self.macs_full / self._macs(exits, deciding, halts),
             score=float(np.mean(scores)) if scores else 0.0,
             expected_error=expected_error(
-                of_task.at(exits - 1, words).counts(np.zeros_like(words), 1)
-                for of_task in self.chances.values()
+                of_task.at(exits - 1, words) for of_task in self.chances.values()
             ),
         )
 
@@ -212,14 +211,6 @@ class Chances(NamedTuple):
         """Where each word leaves, shape (n_words,) each."""
         return Chances(self.right[layers, words], self.claimed[layers, words], self.wanted)
 
-    def counts(self, group: np.ndarray, n_groups: int) -> np.ndarray:
-        """Sums of the three over groups of words, as evaluation.count_hits has them.
-
-        group (ndarray): Of each word, shape (n_words,).
-        RETURNS (ndarray): shape (n_groups, 3).
-        """
-        return np.stack([np.bincount(group, of_words, n_groups) for of_words in self], axis=1)
-
 
 def gold_chances(
     scores: Tensor, temperatures: Tensor, gold: np.ndarray, classes: Sequence[str]
@@ -242,17 +233,17 @@ def gold_chances(
     return Chances(right * wanted, (1 - chances[..., outside].numpy()) * known, wanted)
 
 
-def expected_error(counts: Iterable[np.ndarray]) -> float:
+def expected_error(of_tasks: Iterable[Chances]) -> float:
     """How wrong answers drawn from the probabilities would be: geometric mean over the tasks of
     1 - accuracy, or of 1 - F1 of the words in names; so a tenth fewer errors count the same in an
     easy task and in a hard one. It hears how sure every word is, not only whose label changes, and
     is much less noisy than the score on little data. So is the log loss; but where most words are
     no names, it hardly hears the names.
 
-    counts (Iterable[ndarray]): Of each task, as Chances.counts has them, shape (n_groups, 3).
+    of_tasks (Iterable[Chances]): Of each task, shape (n_words,).
     RETURNS (float): In [0, 1]; nan if no task has gold labels.
     """
-    sums = [of_task.sum(0) for of_task in counts]
+    sums = [tuple(float(part.sum()) for part in of_task) for of_task in of_tasks]
     errors = [1 - 2 * right / (claimed + wanted) for right, claimed, wanted in sums if wanted]
     return float(np.exp(np.log(np.maximum(errors, 1e-9)).mean())) if errors else math.nan
 
