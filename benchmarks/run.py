@@ -91,7 +91,8 @@ def train_cli(
                 if start is None:
                     _train_spacy(beside, corpus, pipeline, own["optimize"], n_steps)
                 else:
-                    whole = min(n_steps, own["whole"].get(corpus, 0))
+                    whole = own["whole"].get(corpus, 0)
+                    whole = min(steps, whole) if steps else whole
                     _train_spacy_transformers(beside, corpus, pipeline, start, n_steps, whole)
             beside.rename(path)
 

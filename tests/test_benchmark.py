@@ -146,7 +146,6 @@ def test_train_and_quick_run(encoder, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(script, "ROOT", tmp_path)
     monkeypatch.setattr(script, "TRAINED", tmp_path / "training" / "benchmarks")
     plan = srsly.read_yaml(script.PLAN)
-    plan["train"]["spacy-transformers"]["whole"]["wnut17"] = 200
     (tmp_path / "benchmarks").mkdir()
     srsly.write_yaml(tmp_path / "benchmarks" / "plan.yml", plan)
     shutil.copy(ROOT / "project.yml", tmp_path)
