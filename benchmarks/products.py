@@ -165,6 +165,8 @@ def shares_cli(
     test: Annotated[Path, typer.Argument(help="Test data (.spacy)")],
     points: Annotated[str, typer.Option(help="With commas")] = "full,2x,3x,4x",
     precision: Annotated[str, typer.Option(help="float32 or int8")] = "float32",
+    budget: Annotated[int, typer.Option(help="max_batch_items, 0: as it is")] = 0,
+    ahead: Annotated[int, typer.Option(help="Documents read ahead, 0: as it is")] = 0,
     limit: Annotated[int, typer.Option(help="First documents only, 0 for all")] = 0,
     repeats: Annotated[int, typer.Option(min=1)] = 5,
     threads: Threads = 0,
@@ -176,6 +178,7 @@ def shares_cli(
     nlp = spacy.load(pipeline)
     transformer = find_transformer(nlp)
     transformer.precision = precision
+    transformer.max_batch_items = budget or transformer.max_batch_items
     inside = 0.0
 
     def timed(*args: Any, **settings: Any) -> Any:
@@ -197,7 +200,7 @@ def shares_cli(
             docs = [bare_doc(eg.predicted) for eg in examples]
             inside, start = 0.0, time.perf_counter()
             with transformer.use(name):
-                done = list(nlp.pipe(docs))
+                done = list(nlp.pipe(docs, batch_size=ahead or None))
             if repeat:
                 whole[name].append(time.perf_counter() - start)
                 engine[name].append(inside)

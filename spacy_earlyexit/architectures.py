@@ -55,7 +55,7 @@ class Request:
     teacher: MultiExitModule | None = None
     tasks: Sequence[str] | None = None
     precision: str = "float32"
-    max_rows: int = 8192
+    max_rows: int = 16384
     states: bool = False
     every_layer: bool = False
     pieces: Pieces | None = None

@@ -42,7 +42,7 @@ exit = null
 self_sampling = null
 loss = null
 record = []
-max_batch_items = 8192
+max_batch_items = 16384
 precision = "float32"
 set_extra_annotations = null
 
@@ -140,7 +140,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         self_sampling: SelfSampling | None = None,
         loss: Callable[..., torch.Tensor] | None = None,
         record: Iterable[str] = (),
-        max_batch_items: int = 8192,
+        max_batch_items: int = 16384,
         precision: str = "float32",
         scorer: Callable | None = None,
     ):
