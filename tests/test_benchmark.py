@@ -13,12 +13,14 @@ from spacy.tokens import Doc, DocBin
 from test_cli import run_cli
 from typer.testing import CliRunner
 
+from spacy_earlyexit import architectures
 from spacy_earlyexit.benchmarking import LATENCY_WORDS, Row, benchmark, table
 from spacy_earlyexit.criteria import TokenExit
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import comparisons
 import documents
+import products
 import run as script
 import systems
 
@@ -258,3 +260,29 @@ def test_documents_are_joined_and_compared(pipeline, corpus, tmp_path, capsys):
     rows = json.loads((tmp_path / "length.json").read_text())["rows"]
     assert [row["words"] for row in rows] == [100, 1_000]
     assert "to 1,000 words" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_shares_of_the_time(pipeline, corpus, monkeypatch, capsys):
+    """The budget cuts the documents that were read ahead into batches."""
+    batches = []
+    engine = products.run
+
+    def counted(*args, **settings):
+        batches.append(1)
+        return engine(*args, **settings)
+
+    monkeypatch.setattr(products, "run", counted)
+    monkeypatch.setattr(architectures, "run", engine)  # the command puts a clock around it
+
+    def prints(**settings):
+        batches.clear()
+        products.shares_cli(str(pipeline), corpus, points="full,2x", repeats=1, **settings)
+        return capsys.readouterr().out, len(batches)
+
+    out, n_batches = prints(ahead=100)
+    full, faster = [line for line in out.splitlines() if line.startswith(("full", "2x"))]
+    assert full.count("1.00x") == 3 and faster.count("(") == 2
+    assert n_batches == 4, "two points, warmed up and timed once, everything in one batch"
+    assert prints(ahead=100, budget=1)[1] == 4 * len(make_examples(spacy.blank("en"))) + 4
+    assert prints(ahead=1)[1] == 4 * len(make_examples(spacy.blank("en"))) + 4
