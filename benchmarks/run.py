@@ -91,8 +91,7 @@ def train_cli(
                 if start is None:
                     _train_spacy(beside, corpus, pipeline, own["optimize"], n_steps)
                 else:
-                    whole = own["whole"].get(corpus, 0)
-                    whole = min(steps, whole) if steps else whole
+                    whole = steps or own["whole"][corpus]
                     _train_spacy_transformers(beside, corpus, pipeline, start, n_steps, whole)
             beside.rename(path)
 
@@ -144,9 +143,9 @@ def _train_spacy_transformers(
 ) -> None:
     """spacy-transformers with stock heads, on an encoder that was fine-tuned before. spaCy has one
     learning rate for all: at those that the encoder bears, new heads would need thousands of steps.
-    So the heads learn, the encoder as it is.
+    So the heads learn first, the encoder as it is, then all together.
 
-    whole (int): Then all learn together for so many steps.
+    steps, whole (int): How long the heads learn, and then all.
     """
     name = "components.transformer.model.name"
     config = init_config(lang="en", pipeline=pipeline, optimize="accuracy", gpu=True, silent=True)
@@ -161,14 +160,13 @@ def _train_spacy_transformers(
         sources={"transformer": path / "start"}, frozen_components=fixed,
         annotating_components=fixed, **_own_training(1e-3, steps),
     )  # fmt: skip
-    if whole:
-        trained = path / "heads" / "model-last"
-        sources = {part: trained for part in ("transformer", *pipeline)}
-        _train_spacy(
-            path / "whole", corpus, pipeline, "accuracy", whole, gpu=True, sources=sources,
-            **_own_training(1e-4, whole),
-        )  # fmt: skip
-    (path / ("whole" if whole else "heads") / "model-best").rename(path / "model-best")
+    trained = path / "heads" / "model-last"
+    sources = {part: trained for part in ("transformer", *pipeline)}
+    _train_spacy(
+        path / "whole", corpus, pipeline, "accuracy", whole, gpu=True, sources=sources,
+        **_own_training(1e-4, whole),
+    )  # fmt: skip
+    (path / "whole" / "model-best").rename(path / "model-best")
 
 
 def _own_training(rate: float, steps: int) -> dict[str, Any]:
