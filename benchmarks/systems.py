@@ -12,6 +12,7 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import train_plain  # noqa: E402
+from plain_tasks import ANNOTATIONS  # noqa: E402
 
 MAX_PIECES = 512
 
@@ -26,7 +27,7 @@ class HuggingFace:
 
     def __init__(self, path: str, task: str = "ner", batch_words: int = 400):
         self.tokenizer = AutoTokenizer.from_pretrained(path)
-        self.annotation = train_plain.ANNOTATIONS[task]
+        self.annotation = ANNOTATIONS[task]
         self.batch_words = batch_words
         self.labels = self._load(path)
 

@@ -5,10 +5,9 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from importlib.metadata import version
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -16,9 +15,8 @@ import numpy as np
 import spacy
 import torch
 import typer
-from spacy.scorer import Scorer, get_ner_prf
+from plain_tasks import ANNOTATIONS, Annotation, main_score, to_characters
 from spacy.tokens import Doc, DocBin
-from spacy.training import Example
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import (
@@ -31,11 +29,8 @@ from transformers import (
     set_seed,
 )
 
-from spacy_earlyexit.characters import CharacterTokenizer
 from spacy_earlyexit.files import write_json
-from spacy_earlyexit.merging import merge_tokens
 from spacy_earlyexit.pieces import PieceTokenizer
-from spacy_earlyexit.tasks import SegTask
 
 IGNORED = -100  # the target that torch's cross-entropy passes over
 WEIGHT_DECAY = 0.01
@@ -52,21 +47,6 @@ class Encoded(NamedTuple):
 
     pieces: list[int]
     firsts: list[int | None]
-
-
-class Annotation(NamedTuple):
-    """All that depends on what is learned.
-
-    read: One label per word, "" for a word that has no annotation.
-    write: A copy of the Doc's words that carries the labels and nothing else.
-    score: Scores of predicted against gold Docs, as fractions; the first one chooses the epoch.
-    """
-
-    read: Callable[[Doc], list[str]]
-    write: Callable[[Doc, Sequence[str]], Doc]
-    score: Callable[[Iterable[Doc], Iterable[Doc]], dict[str, float]]
-    characters: bool = False
-    """Whether the words are the characters of the text, tagged with the task's labels."""
 
 
 class Peer(NamedTuple):
@@ -231,100 +211,6 @@ def train_plain(
         "words_per_second": words_per_second,
         "versions": {name: version(name) for name in ("spacy", "torch", "transformers")},
     }
-
-
-def read_iob(doc: Doc) -> list[str]:
-    return [f"{w.ent_iob_}-{w.ent_type_}" if w.ent_type else w.ent_iob_ for w in doc]
-
-
-def write_iob(doc: Doc, labels: Sequence[str]) -> Doc:
-    return copy_words(doc, ents=repair_iob(labels))
-
-
-def score_entities(predicted: Iterable[Doc], gold: Iterable[Doc]) -> dict[str, float]:
-    prf = get_ner_prf([Example(x, y) for x, y in zip(predicted, gold, strict=True)])
-    # None where nothing was there to score.
-    return {key: prf[f"ents_{key}"] or 0.0 for key in ("f", "p", "r")}
-
-
-def read_attribute(doc: Doc, attribute: str) -> list[str]:
-    return [getattr(word, f"{attribute}_") for word in doc]
-
-
-def write_attribute(doc: Doc, labels: Sequence[str], argument: str) -> Doc:
-    return copy_words(doc, **{argument: list(labels)})
-
-
-def score_attribute(
-    predicted: Iterable[Doc], gold: Iterable[Doc], attribute: str
-) -> dict[str, float]:
-    examples = [Example(x, y) for x, y in zip(predicted, gold, strict=True)]
-    return {"acc": Scorer.score_token_attr(examples, attribute)[f"{attribute}_acc"] or 0.0}
-
-
-def annotate_attribute(attribute: str, argument: str) -> Annotation:
-    return Annotation(
-        partial(read_attribute, attribute=attribute),
-        partial(write_attribute, argument=argument),
-        partial(score_attribute, attribute=attribute),
-    )
-
-
-def to_characters(doc: Doc) -> Doc:
-    """The characters of a Doc's text as words, tagged with their place in its words (BMES)."""
-    characters = CharacterTokenizer(doc.vocab)(doc.text)
-    gold = SegTask().gold(Example(characters, doc))
-    return write_attribute(characters, [label or "" for label in gold], "tags")
-
-
-def join_words(doc: Doc) -> Doc:
-    """The words that the tags of a Doc's characters say. Whatever they are, a word has no
-    whitespace inside, and does not go on behind its end.
-    """
-    starts = [True] * len(doc)
-    for before, word in pairwise(doc):
-        apart = before.whitespace_ or before.is_space or word.is_space
-        starts[word.i] = bool(apart) or word.tag_ not in ("M", "E") or before.tag_ in ("E", "S")
-    return merge_tokens(doc, np.asarray(starts, dtype=bool))
-
-
-def score_words(predicted: Iterable[Doc], gold: Iterable[Doc]) -> dict[str, float]:
-    examples = [Example(join_words(x), join_words(y)) for x, y in zip(predicted, gold, strict=True)]
-    scores = Scorer.score_tokenization(examples)
-    return {key: scores[f"token_{key}"] or 0.0 for key in ("f", "p", "r")}
-
-
-ANNOTATIONS = {
-    "ner": Annotation(read_iob, write_iob, score_entities),
-    "tag": annotate_attribute("tag", "tags"),
-    "pos": annotate_attribute("pos", "pos"),
-    "seg": annotate_attribute("tag", "tags")._replace(score=score_words, characters=True),
-}
-
-
-def main_score(scores: dict[str, float]) -> float:
-    return next(iter(scores.values()))
-
-
-def copy_words(doc: Doc, **annotation: Any) -> Doc:
-    return Doc(
-        doc.vocab,
-        words=[word.text for word in doc],
-        spaces=[bool(word.whitespace_) for word in doc],
-        **annotation,
-    )
-
-
-def repair_iob(labels: Sequence[str]) -> list[str]:
-    """Let an I-x that continues no entity of its type begin one; no label is outside."""
-    repaired = []
-    previous = "O"
-    for label in (label or "O" for label in labels):
-        if label.startswith("I-") and label[2:] != previous[2:]:
-            label = f"B-{label[2:]}"
-        repaired.append(label)
-        previous = label
-    return repaired
 
 
 def show(scores: dict[str, float]) -> str:

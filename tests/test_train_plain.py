@@ -30,6 +30,7 @@ SENTENCES = [
 
 
 script = load_script("train_plain")
+tasks = load_script("plain_tasks")
 
 
 @pytest.fixture(scope="module")
@@ -77,24 +78,24 @@ def make_docs(sentences: list[list[tuple[str, str]]]) -> list[Doc]:
 
 
 def labels_of(docs: list[Doc]) -> list[list[str]]:
-    return [script.read_iob(doc) for doc in docs]
+    return [tasks.read_iob(doc) for doc in docs]
 
 
 def test_labels_go_to_the_doc_and_back(docs: list[Doc]) -> None:
     labels = labels_of(docs)
     assert labels == [[label for _, label in rows] for rows in SENTENCES]
-    copies = [script.write_iob(doc, row) for doc, row in zip(docs, labels, strict=True)]
+    copies = [tasks.write_iob(doc, row) for doc, row in zip(docs, labels, strict=True)]
     assert labels_of(copies) == labels
     assert [doc.text for doc in copies] == [doc.text for doc in docs]
-    assert script.score_entities(copies, docs) == {"p": 1.0, "r": 1.0, "f": 1.0}
+    assert tasks.score_entities(copies, docs) == {"p": 1.0, "r": 1.0, "f": 1.0}
 
 
 def test_words_without_annotation_have_no_label(docs: list[Doc]) -> None:
-    assert script.read_iob(Doc(docs[0].vocab, words=["a", "b"])) == ["", ""]
+    assert tasks.read_iob(Doc(docs[0].vocab, words=["a", "b"])) == ["", ""]
 
 
 def test_an_inside_that_continues_nothing_begins_an_entity(docs: list[Doc]) -> None:
-    assert script.repair_iob(["I-PER", "I-PER", "I-LOC", "O", "I-LOC", "B-LOC", "I-LOC"]) == [
+    assert tasks.repair_iob(["I-PER", "I-PER", "I-LOC", "O", "I-LOC", "B-LOC", "I-LOC"]) == [
         "B-PER",
         "I-PER",
         "B-LOC",
@@ -107,7 +108,7 @@ def test_an_inside_that_continues_nothing_begins_an_entity(docs: list[Doc]) -> N
 
 def test_scores_are_zero_without_entities() -> None:
     docs = make_docs([[("lives", "O")]])
-    assert script.score_entities(docs, docs) == {"p": 0.0, "r": 0.0, "f": 0.0}
+    assert tasks.score_entities(docs, docs) == {"p": 0.0, "r": 0.0, "f": 0.0}
 
 
 def test_only_first_pieces_have_targets(encoder: Path, docs: list[Doc]) -> None:
@@ -140,7 +141,7 @@ def test_words_cut_off_are_o(encoder: Path, docs: list[Doc]) -> None:
     assert script.encode_labels(peer, long[0], sent)[1:-1] == [0] * kept
     with pytest.warns(UserWarning, match="5 words"):
         predicted = script.predict(peer, long, 100)
-    assert script.read_iob(predicted[0])[kept:] == ["O"] * 5
+    assert tasks.read_iob(predicted[0])[kept:] == ["O"] * 5
 
 
 def test_no_labels_at_all_is_an_error(encoder: Path, docs: list[Doc]) -> None:
@@ -223,15 +224,15 @@ def words_of(docs: list[Doc]) -> list[list[str]]:
 
 def test_words_become_characters_and_words_again() -> None:
     docs = make_words(CHINESE)
-    characters = [script.to_characters(doc) for doc in docs]
+    characters = [tasks.to_characters(doc) for doc in docs]
     assert words_of(characters)[1] == ["用", "iPhone", "15", "拍", "照", "。"]
     assert [word.tag_ for word in characters[0]] == ["S", "B", "M", "E", "B", "E"]
-    assert words_of([script.join_words(doc) for doc in characters]) == CHINESE
-    assert script.score_words(characters, characters) == {"f": 1.0, "p": 1.0, "r": 1.0}
-    alone = [script.write_attribute(doc, ["S"] * len(doc), "tags") for doc in characters]
+    assert words_of([tasks.join_words(doc) for doc in characters]) == CHINESE
+    assert tasks.score_words(characters, characters) == {"f": 1.0, "p": 1.0, "r": 1.0}
+    alone = [tasks.write_attribute(doc, ["S"] * len(doc), "tags") for doc in characters]
     # 1 + 4 of 9 words are found, of 15 that are said to be
-    assert script.score_words(alone, characters)["r"] == pytest.approx(5 / 9)
-    assert script.score_words(alone, characters)["p"] == pytest.approx(5 / 15)
+    assert tasks.score_words(alone, characters)["r"] == pytest.approx(5 / 9)
+    assert tasks.score_words(alone, characters)["p"] == pytest.approx(5 / 15)
 
 
 @pytest.mark.parametrize(
@@ -245,12 +246,12 @@ def test_words_become_characters_and_words_again() -> None:
 )
 def test_any_tags_are_words(tags: str, words: list[str]) -> None:
     (doc,) = make_words([["圖", "書", "館"]])
-    assert words_of([script.join_words(script.write_attribute(doc, list(tags), "tags"))]) == [words]
+    assert words_of([tasks.join_words(tasks.write_attribute(doc, list(tags), "tags"))]) == [words]
 
 
 def test_no_word_goes_over_a_space() -> None:
     doc = Doc(spacy.blank("xx").vocab, words=["圖", "書"], spaces=[True, False], tags=["B", "E"])
-    assert words_of([script.join_words(doc)]) == [["圖", "書"]]
+    assert words_of([tasks.join_words(doc)]) == [["圖", "書"]]
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +264,7 @@ def zh_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_each_character_is_cut_for_itself(zh_encoder: Path) -> None:
     """Its pieces are those that the early-exit model has."""
-    docs = [script.to_characters(doc) for doc in make_words(CHINESE)]
+    docs = [tasks.to_characters(doc) for doc in make_words(CHINESE)]
     peer = script.load_peer(zh_encoder, docs, script.ANNOTATIONS["seg"])
     assert peer.labels == ["B", "E", "M", "S"]
     sent = script.encode(peer, docs)[1]
