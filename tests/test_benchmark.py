@@ -1,6 +1,7 @@
 """The benchmark: rows of systems in processes of their own, the peers, long documents."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import spacy
 import srsly
+import torch
 from conftest import ROOT, make_examples
 from spacy.tokens import Doc, DocBin
 from test_cli import run_cli
@@ -18,6 +20,7 @@ from spacy_earlyexit.benchmarking import LATENCY_WORDS, Row, benchmark, table
 from spacy_earlyexit.criteria import TokenExit
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import agreement
 import comparisons
 import documents
 import products
@@ -287,3 +290,21 @@ def test_shares_of_the_time(pipeline, corpus, monkeypatch, capsys):
     n_docs = len(DocBin().from_disk(corpus))
     assert prints(ahead=100, budget=1)[1] == 4 * n_docs
     assert prints(ahead=1)[1] == 4 * n_docs
+
+
+def test_labels_are_those_of_hugging_face_with_the_same_weights(pipeline, corpus, monkeypatch):
+    command = [str(pipeline), str(corpus)]
+    result = CliRunner().invoke(agreement.app, command)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"\n *ner +\d+ +0 +\d\.\de-0[5-9]\n", result.output), result.output
+
+    def other_weights(name, encoder):
+        model = weights(name, encoder)
+        with torch.no_grad():
+            model.encoder.layer[-1].output.LayerNorm.weight.mul_(-1.0)
+        return model
+
+    weights = agreement.hugging_face
+    monkeypatch.setattr(agreement, "hugging_face", other_weights)
+    result = CliRunner().invoke(agreement.app, command)
+    assert re.search(r"\n *ner +\d+ +[1-9]\d* ", result.output), result.output
