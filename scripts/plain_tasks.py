@@ -26,8 +26,6 @@ class Annotation(NamedTuple):
     read: Callable[[Doc], list[str]]
     write: Callable[[Doc, Sequence[str]], Doc]
     score: Callable[[Iterable[Doc], Iterable[Doc]], dict[str, float]]
-    characters: bool = False
-    """Whether the words are the characters of the text, tagged with the task's labels."""
 
 
 def read_iob(doc: Doc) -> list[str]:
@@ -68,10 +66,19 @@ def annotate_attribute(attribute: str, argument: str) -> Annotation:
 
 
 def to_characters(doc: Doc) -> Doc:
-    """The characters of a Doc's text as words, tagged with their place in its words (BMES)."""
+    """The characters of a Doc's text as words, tagged with their place in its words (BMES); its
+    names are over characters, too.
+    """
     characters = CharacterTokenizer(doc.vocab)(doc.text)
     gold = SegTask().gold(Example(characters, doc))
-    return write_attribute(characters, [label or "" for label in gold], "tags")
+    tagged = write_attribute(characters, [label or "" for label in gold], "tags")
+    if doc.has_annotation("ENT_IOB"):
+        spans = (
+            tagged.char_span(name.start_char, name.end_char, name.label_, alignment_mode="expand")
+            for name in doc.ents
+        )
+        tagged.set_ents([span for span in spans if span])
+    return tagged
 
 
 def join_words(doc: Doc) -> Doc:
@@ -95,7 +102,7 @@ ANNOTATIONS = {
     "ner": Annotation(read_iob, write_iob, score_entities),
     "tag": annotate_attribute("tag", "tags"),
     "pos": annotate_attribute("pos", "pos"),
-    "seg": annotate_attribute("tag", "tags")._replace(score=score_words, characters=True),
+    "seg": annotate_attribute("tag", "tags")._replace(score=score_words),
 }
 
 

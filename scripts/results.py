@@ -122,6 +122,7 @@ def run_peers(
                 head_scale=settings["plain_head_scale"][task],
                 seed=seed,
                 max_steps=settings[corpus.folder]["stage1"],
+                characters=not corpus.gold_preproc,
                 layers=layers,
                 mixed_precision=mixed_precision,
             )

@@ -75,6 +75,10 @@ def train_plain_cli(
     ] = 10.0,
     seed: int = 0,
     limit: Annotated[int, typer.Option(help="First dev and test Docs only, 0 for all")] = 0,
+    characters: Annotated[
+        bool,
+        typer.Option("--characters", help="Words are the characters of the text; for seg always"),
+    ] = False,
     layers: Annotated[
         int | None, typer.Option(help="Cut the encoder to its first layers", min=1)
     ] = None,
@@ -102,6 +106,7 @@ def train_plain_cli(
         head_scale=head_scale,
         seed=seed,
         max_steps=max_steps,
+        characters=characters,
         layers=layers,
         save=model,
         mixed_precision=mixed_precision,
@@ -122,22 +127,25 @@ def train_plain(
     head_scale: float = 10.0,
     seed: int = 0,
     max_steps: int | None = None,
+    characters: bool = False,
     layers: int | None = None,
     save: Path | None = None,
     mixed_precision: bool = False,
 ) -> dict[str, Any]:
-    """Train, choose the epoch by its dev score and return the metrics. `layers` cuts the encoder,
-    `save` is a folder for model and tokenizer.
+    """Train, choose the epoch by its dev score and return the metrics. With `characters`, and for
+    the task seg, words are the characters of the text; `layers` cuts the encoder, `save` is a
+    folder for model and tokenizer.
 
     `train_seconds` leaves out the predictions on dev; `words_per_second` is the prediction of
     test from words to annotated Docs.
     """
     set_seed(seed)
     annotation = ANNOTATIONS[task]
-    if annotation.characters:
+    characters = characters or task == "seg"
+    if characters:
         train, dev = [to_characters(doc) for doc in train], [to_characters(doc) for doc in dev]
         test = None if test is None else [to_characters(doc) for doc in test]
-    peer = load_peer(encoder, train, annotation, layers)
+    peer = load_peer(encoder, train, annotation, layers, characters)
     model = peer.model
     encoded = encode(peer, train)
     targets = [encode_labels(peer, doc, sent) for doc, sent in zip(train, encoded, strict=True)]
@@ -198,6 +206,7 @@ def train_plain(
         "system": "plain",
         "task": task,
         "encoder": Path(encoder).name,
+        "characters": characters,
         "layers": model.config.num_hidden_layers,
         "epochs": epochs,
         "batch_words": batch_words,
@@ -229,7 +238,11 @@ def read_docs(path: Path, limit: int = 0) -> list[Doc]:
 
 
 def load_peer(
-    encoder: str, train: Iterable[Doc], annotation: Annotation, layers: int | None = None
+    encoder: str,
+    train: Iterable[Doc],
+    annotation: Annotation,
+    layers: int | None = None,
+    characters: bool = False,
 ) -> Peer:
     labels = sorted(set(chain.from_iterable(map(annotation.read, train))) - {""})
     if not labels:
@@ -246,7 +259,7 @@ def load_peer(
     )
     model.float()  # weights that are float16 on disk may be loaded as such
     max_pieces = min(tokenizer.model_max_length, model.config.max_position_embeddings)
-    single = PieceTokenizer.from_transformers(tokenizer, encoder) if annotation.characters else None
+    single = PieceTokenizer.from_transformers(tokenizer, encoder) if characters else None
     return Peer(annotation, model, tokenizer, labels, max_pieces, single)
 
 

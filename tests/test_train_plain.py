@@ -7,7 +7,7 @@ import pytest
 import spacy
 import torch
 from conftest import load_script, make_encoder
-from spacy.tokens import Doc, DocBin
+from spacy.tokens import Doc, DocBin, Span
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.pre_tokenizers import BertPreTokenizer
@@ -235,6 +235,15 @@ def test_words_become_characters_and_words_again() -> None:
     assert tasks.score_words(alone, characters)["p"] == pytest.approx(5 / 15)
 
 
+def test_names_become_names_of_characters() -> None:
+    docs = make_words(CHINESE)
+    docs[0].set_ents([docs[0].char_span(1, 4, "LOC")])
+    first, second = (tasks.to_characters(doc) for doc in docs[:2])
+    assert [(name.text, name.label_) for name in first.ents] == [(docs[0].text[1:4], "LOC")]
+    assert tasks.read_iob(first) == ["O", "B-LOC", "I-LOC", "I-LOC", "O", "O"]
+    assert tasks.read_iob(second) == [""] * len(second), "not annotated"
+
+
 @pytest.mark.parametrize(
     ("tags", "words"),
     [
@@ -265,7 +274,7 @@ def zh_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_each_character_is_cut_for_itself(zh_encoder: Path) -> None:
     """Its pieces are those that the early-exit model has."""
     docs = [tasks.to_characters(doc) for doc in make_words(CHINESE)]
-    peer = script.load_peer(zh_encoder, docs, script.ANNOTATIONS["seg"])
+    peer = script.load_peer(zh_encoder, docs, script.ANNOTATIONS["seg"], characters=True)
     assert peer.labels == ["B", "E", "M", "S"]
     sent = script.encode(peer, docs)[1]
     names = peer.tokenizer.convert_ids_to_tokens(sent.pieces)
@@ -283,6 +292,25 @@ def test_it_learns_words(zh_encoder: Path) -> None:
         docs, docs, zh_encoder, task="seg", test=docs, epochs=40, batch_words=8, learn_rate=5e-3
     )
     assert metrics["dev"] == metrics["test"] == {"f": 1.0, "p": 1.0, "r": 1.0}
+
+
+def test_it_learns_names_of_characters(zh_encoder: Path) -> None:
+    """Which begin and end with words here, but no word says where."""
+    docs = make_words(CHINESE)
+    for doc in docs:
+        doc.set_ents([Span(doc, len(doc) // 2, len(doc) // 2 + 1, "LOC")])
+    metrics = script.train_plain(
+        docs,
+        docs,
+        zh_encoder,
+        task="ner",
+        characters=True,
+        test=docs,
+        epochs=40,
+        batch_words=8,
+        learn_rate=5e-3,
+    )
+    assert metrics["characters"] and metrics["test"] == {"f": 1.0, "p": 1.0, "r": 1.0}
 
 
 def test_an_unknown_task_is_named(encoder: Path, tmp_path: Path) -> None:
@@ -341,6 +369,7 @@ def test_cli(encoder: Path, docs: list[Doc], tmp_path: Path) -> None:
         *(
             "system",
             "task",
+            "characters",
             "limit",
             "encoder",
             "layers",
