@@ -36,6 +36,7 @@ KINDS = {
     "hugging-face": "systems:HuggingFace",
     "onnx": "systems:Onnx",
 }
+OURS_COLOURS = {"ours, float32": "black", "ours, int8": "crimson"}
 
 app = typer.Typer(add_completion=False)
 Only = Annotated[str, typer.Option(help="Names of corpora, with commas; all")]
@@ -323,31 +324,36 @@ def plot(results: dict[str, Any], path: Path) -> None:
     for corpus in dict.fromkeys(row["corpus"] for row in results["rows"]):
         for key, name in (("score", "score"), ("tag_acc", "tag accuracy")):
             own = [r for r in results["rows"] if r["corpus"] == corpus and r[key] is not None]
+            # Points like sentence-3x or single-3x would hide the line of the others.
+            own = [r for r in own if r["system"] != "ours" or "-" not in r["setting"]]
             if key == "score":  # of systems that only tag it is that of tags
                 own = [r for r in own if r["score"] != r["tag_acc"]]
             if own:
                 panels.append((corpus, key, name, own))
     names = list(dict.fromkeys(_series(row) for row in results["rows"]))
-    figure = Figure(figsize=(7, 4.2 * len(panels)), layout="constrained")
-    for axes, (corpus, key, name, own) in zip(
-        figure.subplots(len(panels), squeeze=False)[:, 0], panels, strict=True
-    ):
+    n_rows = -(-(len(panels) + 1) // 2)
+    figure = Figure(figsize=(11, 3.8 * n_rows), layout="constrained")
+    *cells, last = figure.subplots(n_rows, 2).ravel()
+    for axes, (corpus, key, name, own) in zip(cells, panels, strict=False):
         for series in dict.fromkeys(_series(row) for row in own):
             points = [row for row in own if _series(row) == series]
             x = [row["words_per_second"] for row in points]
             y = [100 * row[key] for row in points]
-            axes.plot(x, y, "o", color=f"C{names.index(series)}", label=series)
-            if not series.startswith("ours"):
+            ours = series.startswith("ours")
+            colour = OURS_COLOURS.get(series, f"C{names.index(series)}")
+            axes.plot(x, y, "o-" if ours else "s", color=colour, label=series, zorder=2 + ours)
+            if not ours:
                 continue
-            side = 1 if "float32" in series else -1  # above or below
+            side = -1 if "float32" in series else 1  # below or above
             for row in points:
                 axes.annotate(
                     row["setting"].split()[0],
                     (row["words_per_second"], 100 * row[key]),
                     xytext=(0, 6 * side),
                     textcoords="offset points",
-                    rotation=40 * side,
+                    ha="center",
                     va="bottom" if side > 0 else "top",
+                    color=colour,
                     fontsize=8,
                 )
         axes.set(xlabel="words per second", ylabel=f"{name} (%)", title=corpus, xscale="log")
@@ -356,7 +362,14 @@ def plot(results: dict[str, Any], path: Path) -> None:
         axes.xaxis.set_minor_formatter("")
         axes.margins(y=0.15)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=8, loc="best")
+    labels = {
+        label: handle
+        for axes in cells
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    for axes in [*cells[len(panels) :], last]:
+        axes.set_axis_off()
+    last.legend(labels.values(), labels.keys(), frameon=False, loc="center")
     content = BytesIO()
     figure.savefig(content, format="svg", metadata={"Date": None})
     write_bytes(path, content.getvalue())
