@@ -39,7 +39,7 @@ def calls(monkeypatch):
 
     def train_plain(train, dev, encoder, *, layers, seed, task, max_steps, head_scale, **settings):
         made.append((f"{task} {layers}", seed))
-        assert max_steps == 640 and head_scale == 100
+        assert max_steps == 640 and head_scale == 100 and not settings["characters"]
         return {"test": {"f": 0.5 - 0.01 * (12 - (layers or 12))}}
 
     def evaluate(pipeline, test, *, gold_preproc, repeats):
