@@ -46,15 +46,18 @@ def hugging_face(name: str, encoder: Encoder) -> PreTrainedModel:
     return model.eval()
 
 
-def padded_rows(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """RETURNS (Tensor): last_hidden_state of a padded batch, without the padding again, shape
-    (n_rows, H).
+def padded_rows(model: PreTrainedModel, ids: Tensor, lengths: np.ndarray) -> Tensor:
+    """What Hugging Face makes of a padded batch, without the padding again.
+
+    ids (Tensor): The pieces of all units, one behind the other, shape (n_rows,).
+    lengths (ndarray): Pieces of each unit, shape (n_units,).
+    RETURNS (Tensor): last_hidden_state, shape (n_rows, H).
     """
-    lengths = torch.from_numpy(batch.lengths)
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    ids = torch.full(mask.shape, model.config.pad_token_id or 0)
-    ids[mask] = batch.ids
-    return model(input_ids=ids, attention_mask=mask.long()).last_hidden_state[mask]
+    counts = torch.from_numpy(lengths)
+    mask = torch.arange(int(counts.max())) < counts[:, None]
+    padded = torch.full(mask.shape, model.config.pad_token_id)
+    padded[mask] = ids
+    return model(input_ids=padded, attention_mask=mask.long()).last_hidden_state[mask]
 
 
 @app.command()
@@ -84,7 +87,7 @@ def agreement_cli(
             batch = Batch(
                 output.pieces, units, torch.device("cpu"), transformer.model.attrs["rules"]
             )
-            words = batch.word_vectors(padded_rows(model, batch))
+            words = batch.word_vectors(padded_rows(model, batch.ids, batch.lengths))
             near = batch.neighbours(module.offramps.context)
             scores = module.offramps(transformer.n_layers, words, None, near)
             theirs[batch.pieces_word] = scores.numpy()

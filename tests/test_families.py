@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import spacy
 import torch
 from conftest import (
     BERT_NAMES,
+    ROOT,
     make_byte_bpe,
     make_encoder,
     make_examples,
@@ -35,6 +37,9 @@ from spacy_earlyexit.cli.info import describe
 from spacy_earlyexit.criteria import FixedExit, TokenExit
 from spacy_earlyexit.encoders import FAMILIES, SUPPORTED, load_encoder
 from spacy_earlyexit.encoders.families import canonical_state
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from agreement import padded_rows
 
 SIZES = {
     "hidden_size": 32,
@@ -156,12 +161,7 @@ def docs_of(nlp):
 
 
 def hf_rows(hf, pieces):
-    """last_hidden_state of a padded batch, without the padding, in the pieces' order."""
-    lengths = torch.from_numpy(np.diff(pieces.unit_starts))
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    ids = torch.full(mask.shape, hf.config.pad_token_id)
-    ids[mask] = torch.from_numpy(pieces.ids)
-    return hf(input_ids=ids, attention_mask=mask.long()).last_hidden_state[mask]
+    return padded_rows(hf, torch.from_numpy(pieces.ids), np.diff(pieces.unit_starts))
 
 
 def test_every_family_is_tried():
