@@ -11,6 +11,7 @@ import spacy
 import srsly
 import typer
 from report import markdown_table, number, percent, replace_block
+from spacy.cli._util import setup_gpu
 from spacy.cli.train import train
 from spacy.training import Corpus
 from wasabi import msg
@@ -41,9 +42,11 @@ def run_cli(
     ),
     models: Annotated[Path, typer.Option(help="Folder for the pipelines")] = Path("training"),
     mixed_precision: Annotated[bool, typer.Option(help="Train with bfloat16 products")] = False,
+    gpu_id: Annotated[int, typer.Option(help="GPU to use, -1 for CPU")] = -1,
     limit: Annotated[int, typer.Option(help="First dev documents only, 0 for all")] = 0,
 ) -> None:
     """Run what the plan names and has no result yet."""
+    setup_gpu(gpu_id, silent=True)
     spec = srsly.read_yaml(plan)
     names = only.split(",") if only else list(spec["experiments"])
     unknown = sorted(set(names) - set(spec["experiments"]))
@@ -61,12 +64,16 @@ def run_cli(
             common = {**corpus["settings"], "paths.encoder": encoder, "system.seed": seed}
             common["corpora.dev.limit"] = limit
             common["components.transformer.model.mixed_precision"] = mixed_precision
-            result = run_experiment(own, corpus, common, models / own["corpus"])
+            result = run_experiment(own, corpus, common, models / own["corpus"], gpu_id)
             write_json(path, {"name": name, "seed": seed, **own, **result})
 
 
 def run_experiment(
-    own: dict[str, Any], corpus: dict[str, Any], common: dict[str, Any], models: Path
+    own: dict[str, Any],
+    corpus: dict[str, Any],
+    common: dict[str, Any],
+    models: Path,
+    gpu_id: int = -1,
 ) -> dict[str, Any]:
     """Train both stages, or take stage 1 from where it lies, and score on dev.
 
@@ -82,7 +89,7 @@ def run_experiment(
     # The last checkpoint, at the end of the rate's decay: dev scores are too noisy to choose by.
     last = path / "model-last"
     if not last.exists():
-        train(ROOT / "configs" / configs["stage1"], path, overrides=stage1)
+        train(ROOT / "configs" / configs["stage1"], path, use_gpu=gpu_id, overrides=stage1)
     if "stage2" not in own:
         return {"rows": score(last, common)}
     stage2 = {**common, **corpus["stage2"], "paths.stage1": str(last), **own["stage2"]}
@@ -95,7 +102,7 @@ def run_experiment(
     }
     path = models / f"self-sampling-{_key(stage2)}"
     if not (path / "model-last").exists():
-        train(ROOT / "configs" / configs["stage2"], path, overrides=stage2)
+        train(ROOT / "configs" / configs["stage2"], path, use_gpu=gpu_id, overrides=stage2)
     return {"rows": score(path / "model-last", common)}
 
 

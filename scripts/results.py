@@ -13,6 +13,7 @@ import train_plain
 import typer
 from report import markdown_table, replace_block
 from spacy.cli import project_run
+from spacy.cli._util import setup_gpu
 from wasabi import msg
 from wasabi import table as text_table
 from weasel.util.config import load_project_config
@@ -66,19 +67,21 @@ def run_cli(
     mixed_precision: Annotated[
         str, typer.Option(help="true: train with bfloat16 products, as in project.yml")
     ] = "false",
+    gpu_id: Annotated[int, typer.Option(help="GPU to use, -1 for CPU")] = -1,
     results: Results = RESULTS,
 ) -> None:
     """Train and score what has no result yet. Pipelines that workflows left are replaced."""
     settings = load_project_config(ROOT)["vars"]
+    setup_gpu(gpu_id, silent=True)
     for corpus in corpora.split(","):
         if corpus not in CORPORA:
             msg.fail(f"{corpus} is none of {', '.join(CORPORA)}", exits=1)
     for seed in map(int, seeds.split(",")):
         for name in corpora.split(","):
             common = {"vars.encoder": encoder, "vars.mirror": mirror, "vars.seed": seed}
-            common["vars.mixed_precision"] = mixed_precision
+            common |= {"vars.mixed_precision": mixed_precision, "vars.gpu": gpu_id}
             project_run(ROOT, f"{name}-corpus", overrides=common)
-            run_peers(name, settings, encoder, seed, mixed_precision == "true", results)
+            run_peers(name, settings, encoder, seed, mixed_precision == "true", gpu_id, results)
             run_ours(name, common, seed, results)
 
 
@@ -88,6 +91,7 @@ def run_peers(
     encoder: str,
     seed: int,
     mixed_precision: bool,
+    gpu_id: int,
     results: Path,
 ) -> None:
     """The whole encoder and its first layers, fine-tuned the plain way with the budget of stage 1.
@@ -125,6 +129,7 @@ def run_peers(
                 characters=not corpus.gold_preproc,
                 layers=layers,
                 mixed_precision=mixed_precision,
+                gpu_id=gpu_id,
             )
             write_json(path, metrics)
 

@@ -87,6 +87,7 @@ def train_plain_cli(
     ] = None,
     mixed_precision: Annotated[bool, typer.Option(help="Train with bfloat16 products")] = False,
     threads: Annotated[int | None, typer.Option(help="Threads for torch", min=1)] = None,
+    gpu_id: Annotated[int, typer.Option(help="GPU to use, -1 for CPU")] = -1,
     max_steps: Annotated[int | None, typer.Option(help="Stop early, for tests", min=1)] = None,
 ) -> None:
     """Fine-tune a token classifier on gold tokens; keep the epoch that is best on dev."""
@@ -110,6 +111,7 @@ def train_plain_cli(
         layers=layers,
         save=model,
         mixed_precision=mixed_precision,
+        gpu_id=gpu_id,
     )
     write_json(output, {**metrics, "limit": limit})
 
@@ -131,6 +133,7 @@ def train_plain(
     layers: int | None = None,
     save: Path | None = None,
     mixed_precision: bool = False,
+    gpu_id: int = -1,
 ) -> dict[str, Any]:
     """Train, choose the epoch by its dev score and return the metrics. With `characters`, and for
     the task seg, words are the characters of the text; `layers` cuts the encoder, `save` is a
@@ -147,6 +150,8 @@ def train_plain(
         test = None if test is None else [to_characters(doc) for doc in test]
     peer = load_peer(encoder, train, annotation, layers, characters)
     model = peer.model
+    if gpu_id >= 0:
+        model.cuda(gpu_id)
     encoded = encode(peer, train)
     targets = [encode_labels(peer, doc, sent) for doc, sent in zip(train, encoded, strict=True)]
     rng = random.Random(seed)
@@ -170,8 +175,8 @@ def train_plain(
         start = time.perf_counter()
         for batch in batches:
             inputs = collate(peer, [encoded[i] for i in batch])
-            labels = pad([targets[i] for i in batch], IGNORED)
-            with torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision):
+            labels = pad([targets[i] for i in batch], IGNORED).to(model.device)
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=mixed_precision):
                 loss = model(**inputs, labels=labels).loss
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
@@ -346,10 +351,11 @@ def by_words(order: Iterable[int], docs: Sequence[Sized], max_words: int) -> Ite
 
 
 def collate(peer: Peer, batch: Sequence[Encoded]) -> dict[str, torch.Tensor]:
-    return {
+    inputs = {
         "input_ids": pad([sent.pieces for sent in batch], peer.tokenizer.pad_token_id),
         "attention_mask": pad([[1] * len(sent.pieces) for sent in batch], 0),
     }
+    return {name: values.to(peer.model.device) for name, values in inputs.items()}
 
 
 def pad(rows: Iterable[list[int]], value: int) -> torch.Tensor:
