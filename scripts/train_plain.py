@@ -151,7 +151,7 @@ def train_plain(
     peer = load_peer(encoder, train, annotation, layers, characters)
     model = peer.model
     if gpu_id >= 0:
-        model.cuda(gpu_id)
+        torch.nn.Module.cuda(model, gpu_id)
     encoded = encode(peer, train)
     targets = [encode_labels(peer, doc, sent) for doc, sent in zip(train, encoded, strict=True)]
     rng = random.Random(seed)
