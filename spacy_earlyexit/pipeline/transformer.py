@@ -32,7 +32,7 @@ from .exit_setting import ExitSetting, check_exit
 from .exits import EXITS, DocExits
 from .gradients import PendingGradient
 from .stage1 import take_over
-from .upstream import STOCK_TASKS, Upstream
+from .upstream import Upstream
 
 DEFAULT_CONFIG = Config().from_str(
     """
@@ -467,30 +467,6 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         self.resolve(self._exit)
         self._check_consumers()
         self._set_widths()
-
-    def find_tasks(self, examples: Sequence[Example]) -> list[str]:
-        """What `initialize` trains: the tasks that are configured; else those of the components
-        behind this one; else what the data annotates.
-
-        examples (Sequence[Example]): The training data.
-        RETURNS (List[str]): The tasks' names.
-        RAISES (ValueError): If none is configured and there is nothing to exit by.
-        """
-        if self._task_names is not None:
-            return self._task_names
-        behind = self.components_behind(disabled=True)
-        components = [(pipe, self.tasks_of(pipe)) for _, pipe in behind]
-        wanted = dict.fromkeys(task for _, tasks in components for task in tasks)
-        read = {task for pipe, tasks in components if self._feeds(pipe) for task in tasks}
-        annotated = [
-            task
-            for task in wanted or STOCK_TASKS.values()
-            if task in read or get_task(task, self.name).labels(examples)
-        ]
-        if not annotated:
-            known = ", ".join(STOCK_TASKS.values())
-            raise ValueError(Errors.E012.format(name=self.name, n_docs=len(examples), tasks=known))
-        return annotated
 
     def _collect_labels(self, tasks: list[str], examples: list[Example]) -> dict[str, list[str]]:
         collected = {}

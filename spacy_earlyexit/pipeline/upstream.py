@@ -2,14 +2,16 @@
 listen to its rows.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from spacy.language import Language
+from spacy.training import Example
 from spacy_transformers.layers import TransformerListener
 from thinc.api import Model
 
 from ..errors import Errors
+from ..tasks import get_task
 from .consumer import ExitConsumer
 
 # What stock components learn that may listen, and what a task can be learned for where no
@@ -84,6 +86,30 @@ class Upstream:
             task = STOCK_TASKS.get(nlp.get_pipe_meta(name).factory)
             return [task] if task else []
         return []
+
+    def find_tasks(self, examples: Sequence[Example]) -> list[str]:
+        """What `initialize` trains: the tasks that are configured; else those of the components
+        behind this one; else what the data annotates.
+
+        examples (Sequence[Example]): The training data.
+        RETURNS (List[str]): The tasks' names.
+        RAISES (ValueError): If none is configured and there is nothing to exit by.
+        """
+        if self._task_names is not None:
+            return self._task_names
+        behind = self.components_behind(disabled=True)
+        components = [(pipe, self.tasks_of(pipe)) for _, pipe in behind]
+        wanted = dict.fromkeys(task for _, tasks in components for task in tasks)
+        read = {task for pipe, tasks in components if self._feeds(pipe) for task in tasks}
+        annotated = [
+            task
+            for task in wanted or STOCK_TASKS.values()
+            if task in read or get_task(task, self.name).labels(examples)
+        ]
+        if not annotated:
+            known = ", ".join(STOCK_TASKS.values())
+            raise ValueError(Errors.E012.format(name=self.name, n_docs=len(examples), tasks=known))
+        return annotated
 
     def _states_wanted(self) -> bool:
         """Whether anything reads the rows: an enabled component that listens, or who asked."""
