@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 
 import numpy as np
 import spacy
@@ -151,7 +151,7 @@ def train_plain(
     peer = load_peer(encoder, train, annotation, layers, characters)
     model = peer.model
     if gpu_id >= 0:
-        torch.nn.Module.cuda(model, gpu_id)
+        cast(torch.nn.Module, model).cuda(gpu_id)
     encoded = encode(peer, train)
     targets = [encode_labels(peer, doc, sent) for doc, sent in zip(train, encoded, strict=True)]
     rng = random.Random(seed)
