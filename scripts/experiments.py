@@ -19,6 +19,7 @@ from wasabi import table as text_table
 
 from spacy_earlyexit.architectures import module_of
 from spacy_earlyexit.calibration import Search, calibrate
+from spacy_earlyexit.cli.options import GpuId
 from spacy_earlyexit.evaluation import find_transformer
 from spacy_earlyexit.files import write_json
 from spacy_earlyexit.measuring import Curve, Probe, Sweep, find_threshold
@@ -42,7 +43,7 @@ def run_cli(
     ),
     models: Annotated[Path, typer.Option(help="Folder for the pipelines")] = Path("training"),
     mixed_precision: Annotated[bool, typer.Option(help="Train with bfloat16 products")] = False,
-    gpu_id: Annotated[int, typer.Option(help="GPU to use, -1 for CPU")] = -1,
+    gpu_id: GpuId = -1,
     limit: Annotated[int, typer.Option(help="First dev documents only, 0 for all")] = 0,
 ) -> None:
     """Run what the plan names and has no result yet."""

@@ -18,6 +18,7 @@ from wasabi import msg
 from wasabi import table as text_table
 from weasel.util.config import load_project_config
 
+from spacy_earlyexit.cli.options import GpuId
 from spacy_earlyexit.evaluation import evaluate
 from spacy_earlyexit.files import write_bytes, write_json
 from spacy_earlyexit.plots import check_plots
@@ -67,7 +68,7 @@ def run_cli(
     mixed_precision: Annotated[
         str, typer.Option(help="true: train with bfloat16 products, as in project.yml")
     ] = "false",
-    gpu_id: Annotated[int, typer.Option(help="GPU to use, -1 for CPU")] = -1,
+    gpu_id: GpuId = -1,
     results: Results = RESULTS,
 ) -> None:
     """Train and score what has no result yet. Pipelines that workflows left are replaced."""
@@ -81,7 +82,7 @@ def run_cli(
             common = {"vars.encoder": encoder, "vars.mirror": mirror, "vars.seed": seed}
             common |= {"vars.mixed_precision": mixed_precision, "vars.gpu": gpu_id}
             project_run(ROOT, f"{name}-corpus", overrides=common)
-            run_peers(name, settings, encoder, seed, mixed_precision == "true", gpu_id, results)
+            run_peers(name, settings, encoder, seed, mixed_precision == "true", results)
             run_ours(name, common, seed, results)
 
 
@@ -91,7 +92,6 @@ def run_peers(
     encoder: str,
     seed: int,
     mixed_precision: bool,
-    gpu_id: int,
     results: Path,
 ) -> None:
     """The whole encoder and its first layers, fine-tuned the plain way with the budget of stage 1.
@@ -129,7 +129,6 @@ def run_peers(
                 characters=not corpus.gold_preproc,
                 layers=layers,
                 mixed_precision=mixed_precision,
-                gpu_id=gpu_id,
             )
             write_json(path, metrics)
 

@@ -16,7 +16,9 @@ import spacy
 import torch
 import typer
 from plain_tasks import ANNOTATIONS, Annotation, main_score, to_characters
+from spacy.cli._util import setup_gpu
 from spacy.tokens import Doc, DocBin
+from thinc.api import get_torch_default_device
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import (
@@ -29,6 +31,7 @@ from transformers import (
     set_seed,
 )
 
+from spacy_earlyexit.cli.options import GpuId
 from spacy_earlyexit.files import write_json
 from spacy_earlyexit.pieces import PieceTokenizer
 
@@ -87,12 +90,13 @@ def train_plain_cli(
     ] = None,
     mixed_precision: Annotated[bool, typer.Option(help="Train with bfloat16 products")] = False,
     threads: Annotated[int | None, typer.Option(help="Threads for torch", min=1)] = None,
-    gpu_id: Annotated[int, typer.Option(help="GPU to use, -1 for CPU")] = -1,
+    gpu_id: GpuId = -1,
     max_steps: Annotated[int | None, typer.Option(help="Stop early, for tests", min=1)] = None,
 ) -> None:
     """Fine-tune a token classifier on gold tokens; keep the epoch that is best on dev."""
     if task not in ANNOTATIONS:
         raise typer.BadParameter(f"{task} is none of {', '.join(ANNOTATIONS)}", param_hint="--task")
+    setup_gpu(gpu_id, silent=True)
     if threads is not None:
         torch.set_num_threads(threads)
     metrics = train_plain(
@@ -111,7 +115,6 @@ def train_plain_cli(
         layers=layers,
         save=model,
         mixed_precision=mixed_precision,
-        gpu_id=gpu_id,
     )
     write_json(output, {**metrics, "limit": limit})
 
@@ -133,7 +136,6 @@ def train_plain(
     layers: int | None = None,
     save: Path | None = None,
     mixed_precision: bool = False,
-    gpu_id: int = -1,
 ) -> dict[str, Any]:
     """Train, choose the epoch by its dev score and return the metrics. With `characters`, and for
     the task seg, words are the characters of the text; `layers` cuts the encoder, `save` is a
@@ -150,8 +152,8 @@ def train_plain(
         test = None if test is None else [to_characters(doc) for doc in test]
     peer = load_peer(encoder, train, annotation, layers, characters)
     model = peer.model
-    if gpu_id >= 0:
-        cast(torch.nn.Module, model).cuda(gpu_id)
+    # cast: transformers hides its types behind a wrapper
+    cast(torch.nn.Module, model).to(get_torch_default_device())
     encoded = encode(peer, train)
     targets = [encode_labels(peer, doc, sent) for doc, sent in zip(train, encoded, strict=True)]
     rng = random.Random(seed)

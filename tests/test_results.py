@@ -78,22 +78,17 @@ def test_runs_what_has_no_result_yet(calls, tmp_path):
 def test_everything_runs_on_the_gpu_that_is_asked_for(calls, tmp_path, monkeypatch):
     used = []
     monkeypatch.setattr(script, "setup_gpu", lambda gpu_id, **settings: used.append(gpu_id))
-    wrapped = {"project_run": script.project_run, "train_plain": script.train_plain.train_plain}
+    trained = script.project_run
 
     def project_run(root, command, overrides):
         used.append(overrides["vars.gpu"])
-        wrapped["project_run"](root, command, overrides)
-
-    def train_plain(*args, gpu_id, **settings):
-        used.append(gpu_id)
-        return wrapped["train_plain"](*args, **settings)
+        trained(root, command, overrides)
 
     monkeypatch.setattr(script, "project_run", project_run)
-    monkeypatch.setattr(script.train_plain, "train_plain", train_plain)
     args = ["run", "--encoder", "e", "--corpora", "wnut17", "--results", str(tmp_path)]
     assert runner.invoke(script.app, [*args, "--seeds", "1", "--gpu-id", "3"]).exit_code == 0
-    # Itself, the corpus, four peers, and three steps of ours.
-    assert used == [3] * 9
+    # Its own process, where peers are trained; the corpus, and three steps of ours.
+    assert used == [3] * 5
 
 
 def test_takes_what_the_benchmark_has_trained(tmp_path, monkeypatch):
