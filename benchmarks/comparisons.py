@@ -25,6 +25,36 @@ def comparisons(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
     return ["corpus", "what", "wanted", "found", ""], lines
 
 
+def brief(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """RETURNS (Tuple[List[str], List[List[str]]]): Header and rows of a short table, as text: the
+    peers that run the whole encoder, and of ours full depth and the fastest early exit.
+    """
+    columns = ["corpus", "system", "score", "tags", "words/s", f"to {PEER}"]
+    lines: list[list[str]] = []
+    for corpus in dict.fromkeys(row["corpus"] for row in results["rows"]):
+        own = [row for row in results["rows"] if row["corpus"] == corpus]
+        found = {(row["system"], row["setting"]): row for row in own}
+        peer = found.get((PEER, ""))
+        full = found.get((OURS, "full float32"))
+        if peer is None or full is None:
+            continue
+        whole = [key for key in found if key[0] in (PEER, "Hugging Face", "ONNX Runtime")]
+        exits = [_best(own, full, precision, _words) for precision in ("float32", "int8")]
+        for row in [*map(found.get, whole), full, *exits]:
+            if row is not None:
+                lines.append(
+                    [
+                        corpus,
+                        ", ".join(filter(None, [row["system"], row["setting"]])),
+                        _percent(row["score"] if row["score"] != row["tag_acc"] else None),
+                        _percent(row["tag_acc"]),
+                        f"{_words(row):,.0f}",
+                        f"{_words(row) / _words(peer):.1f}×",
+                    ]
+                )
+    return columns, lines
+
+
 def _of_corpus(rows: Sequence[Row]) -> list[list[str]]:
     found = {(row["system"], row["setting"]): row for row in rows}
     lines: list[list[str]] = []
@@ -89,6 +119,10 @@ def _best(
     kinds = [kind for kind in LABELS if full[kind] is not None]
     fine = [r for r in early if all(r[kind] >= full[kind] - MOST_LOST for kind in kinds)]
     return max(fine, key=worth, default=None)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f}"
 
 
 def _words(row: Row) -> float:

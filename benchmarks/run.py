@@ -11,7 +11,7 @@ import spacy
 import srsly
 import torch
 import typer
-from comparisons import comparisons
+from comparisons import brief, comparisons
 from spacy.cli.init_config import init_config
 from spacy.cli.train import train as spacy_train
 from spacy.language import Language
@@ -245,9 +245,14 @@ def run_cli(
 def page_cli(
     page: Annotated[Path, typer.Argument(help="Replace the tables in this file", exists=True)],
     figures: Annotated[Path, typer.Option("--json", exists=True)] = RESULTS / "latest.json",
+    short: Annotated[
+        Path | None, typer.Option("--brief", help="The short table goes here", exists=True)
+    ] = None,
 ) -> None:
     """Put the tables of the last run into a page, and draw its picture anew."""
     results = srsly.read_json(figures)
+    if short is not None:
+        replace_block(short, "benchmark brief", _table(*brief(results), 2).strip())
     replace_block(page, "benchmark", markdown(results).strip())
     write_bytes(figures.with_suffix(".md"), markdown(results).encode())
     plot(results, figures.with_suffix(".svg"))

@@ -231,6 +231,16 @@ def test_comparisons_take_the_fastest_that_loses_little():
     at_2x = "score at 2x less that of a cut encoder of the same speed"
     assert found[at_2x] == ("+5.00", "yes"), "half way between 50 and 40"
     assert comparisons.comparisons({"rows": rows[:3]})[1] == []
+    header, lines = comparisons.brief({"rows": rows})
+    assert [line[1] for line in lines] == [
+        "spacy-transformers", "Hugging Face",
+        "ours, full float32", "ours, 3x float32", "ours, 3x int8",
+    ]  # fmt: skip
+    assert dict(zip(header, lines[-1], strict=True)) == {
+        "corpus": "c", "system": "ours, 3x int8", "score": "52.00", "tags": "", "words/s": "1,500",
+        "to spacy-transformers": "15.0×",
+    }  # fmt: skip
+    assert comparisons.brief({"rows": rows[1:]})[1] == [], "there is nothing to compare with"
     # Where there are tags, they must not be lost either, and cut encoders that tag compare by them.
     tags = [0.9, 0.9, 0.8, 0.9, 0.9, 0.88, 0.9, 0.9]
     rows = [{**own, "tag_acc": acc} for own, acc in zip(rows, tags, strict=True)]
