@@ -92,7 +92,7 @@ def train_cli(
                 if start is None:
                     _train_spacy(beside, corpus, pipeline, own["optimize"], n_steps)
                 else:
-                    whole = steps or own["whole"][corpus]
+                    whole = steps or settings[corpus]["stage1"]
                     _train_spacy_transformers(beside, corpus, pipeline, start, n_steps, whole)
             beside.rename(path)
 
