@@ -90,7 +90,7 @@ def run_experiment(
     # The last checkpoint, at the end of the rate's decay: dev scores are too noisy to choose by.
     last = path / "model-last"
     if not last.exists():
-        train(ROOT / "configs" / configs["stage1"], path, use_gpu=gpu_id, overrides=stage1)
+        _train(configs["stage1"], path, gpu_id, stage1)
     if "stage2" not in own:
         return {"rows": score(last, common)}
     stage2 = {**common, **corpus["stage2"], "paths.stage1": str(last), **own["stage2"]}
@@ -103,8 +103,13 @@ def run_experiment(
     }
     path = models / f"self-sampling-{_key(stage2)}"
     if not (path / "model-last").exists():
-        train(ROOT / "configs" / configs["stage2"], path, use_gpu=gpu_id, overrides=stage2)
+        _train(configs["stage2"], path, gpu_id, stage2)
     return {"rows": score(path / "model-last", common)}
+
+
+def _train(config: str, path: Path, gpu_id: int, settings: dict[str, Any]) -> None:
+    steps = {"training.optimizer.learn_rate.total_steps": settings["training.max_steps"]}
+    train(ROOT / "configs" / config, path, use_gpu=gpu_id, overrides={**settings, **steps})
 
 
 def _key(settings: dict[str, Any]) -> str:

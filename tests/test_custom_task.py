@@ -87,7 +87,7 @@ def test_page_trains_and_predicts(folder, encoder, capfd):
     words = shlex.split(command.replace("\\\n", " ").replace("ENCODER", encoder))
     assert words[0] == "python"
     fast = {
-        "training.max_steps": 60,
+        "training.optimizer.learn_rate.total_steps": 60,
         "training.eval_frequency": 60,
         "training.batcher.size": 40,
         "training.optimizer.learn_rate.warmup_steps": 2,

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 import json
 import re
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from spacy.cli.init_config import fill_config
 from spacy.cli.train import train
 from spacy.tokens import DocBin
 from spacy.training import Corpus
+from spacy.util import registry
 from test_engine import engine, make_module, make_pieces
 
 from spacy_earlyexit.architectures import module_of
@@ -82,7 +84,7 @@ def stage1(encoder, corpus, tmp_path_factory):
             "paths.train": corpus,
             "paths.dev": corpus,
             "paths.encoder": encoder,
-            "training.max_steps": 60,
+            "training.optimizer.learn_rate.total_steps": 60,
             "training.eval_frequency": 30,
         },
     )
@@ -98,7 +100,7 @@ def stage2(stage1, corpus, tmp_path_factory):
             "paths.train": corpus,
             "paths.dev": corpus,
             "paths.stage1": str(stage1.path / "model-last"),
-            "training.max_steps": 6,
+            "training.optimizer.learn_rate.total_steps": 6,
             "training.eval_frequency": 3,
             "components.transformer.scorer.speedups": [1.5, 2, 40],
             "components.transformer.scorer.window": 0,
@@ -142,6 +144,8 @@ def test_stage1_learns_and_saves(stage1):
     nlp = spacy.load(stage1.path / "model-best")
     assert nlp.get_pipe("transformer").label_data == {"ner": ["LOC", "PER"]}
     assert "exit_score" not in stage1.rows[-1]["scores"]
+    nlp.resume_training()
+    assert nlp.update(make_examples(nlp))["transformer"] > 0
 
 
 def test_stage2_starts_from_stage1(stage1, stage2):
@@ -238,6 +242,19 @@ def test_fill_config(config, tmp_path):
     filled = spacy.util.load_config(first, interpolate=False)
     for section in ("components", "training", "initialize", "corpora"):
         assert flat(ours[section]).items() <= flat(filled[section]).items()
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.cfg")), ids=lambda p: p.stem)
+def test_optimizer_needs_nothing_outside_its_block(config):
+    """Language.create_optimizer resolves the block alone (resume_training and rehearse with it)."""
+    settings = spacy.util.load_config(config, interpolate=False)["training"]
+    optimizer = registry.resolve({"optimizer": settings["optimizer"]})["optimizer"]
+    total = settings["optimizer"]["learn_rate"]["total_steps"]
+    rates = list(itertools.islice(optimizer.schedules["learn_rate"], 1, total + 1))
+    assert rates[-3] > 0 == min(rates[-2:])
+    steps = {"training.optimizer.learn_rate.total_steps": 7}
+    loaded = spacy.util.load_config(config, steps, interpolate=True)
+    assert loaded["training"]["max_steps"] == 7
 
 
 STAGE2 = ("training.optimizer.learn_rate.initial_rate",)
