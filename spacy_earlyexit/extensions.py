@@ -69,9 +69,10 @@ def record(
         "layer": layers.astype(np.uint8),
         "unit_start": starts[units[:, 0]].astype(np.int32),
         "unit_end": ends[units[:, 1] - 1].astype(np.int32),
-        "macs": macs,
-        "macs_full": macs_full,
-        **extra,
+        # Copies: views would keep the arrays of the whole batch.
+        "macs": macs.copy(),
+        "macs_full": macs_full.copy(),
+        **{name: values.copy() for name, values in extra.items()},
     }
 
 

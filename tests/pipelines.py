@@ -8,7 +8,7 @@ from thinc.api import Optimizer
 
 from spacy_earlyexit.architectures import module_of
 from spacy_earlyexit.criteria import FixedExit, TokenExit
-from spacy_earlyexit.pipeline.exits import EXITS
+from spacy_earlyexit.pipeline.exits import find_exits
 from spacy_earlyexit.tasks import NerTask, Task, tasks
 
 N_LAYERS = 4
@@ -66,7 +66,7 @@ def predictions(nlp):
     for text, _ in TEXTS:
         doc = nlp(text)
         entities = [(e.start, e.end, e.label_) for e in doc.ents]
-        found.append([entities, doc._.exit_layers, EXITS[doc].scores.tolist()])
+        found.append([entities, doc._.exit_layers, find_exits(doc).scores.tolist()])
     return found
 
 

@@ -1,5 +1,8 @@
 """Stock components that listen to the rows at exit, as they would to spacy-transformers."""
 
+import gc
+import pickle
+
 import numpy as np
 import pytest
 import spacy
@@ -12,6 +15,7 @@ from thinc.api import Optimizer
 
 from spacy_earlyexit.architectures import module_of
 from spacy_earlyexit.criteria import FixedExit, TokenExit
+from spacy_earlyexit.training.exit_scorer import make_exit_scorer
 
 LISTENER = {
     "@architectures": "spacy-transformers.TransformerListener.v1",
@@ -437,12 +441,50 @@ def test_heads_that_initialisation_does_not_see(encoder, trained_listening):
     assert transformer.listening_components == ["tagger"]
 
 
-def test_sourcing_into_another_pipeline(trained_listening):
-    nlp = spacy.blank("en")
+def test_sourcing_into_another_pipeline(trained_listening, tmp_path):
+    trained_listening.to_disk(tmp_path)
+    source, nlp = spacy.load(tmp_path), spacy.blank("en")
     for name in ("transformer", "tagger", "ner"):
-        nlp.add_pipe(name, source=trained_listening)
+        nlp.add_pipe(name, source=source)
     assert predictions(nlp) == predictions(trained_listening)
     assert nlp.get_pipe("transformer").listening_components == ["tagger", "ner"]
+    # Shared by both pipelines, it belongs to the one that was put together last.
+    with nlp.select_pipes(disable="ner"):
+        assert nlp.get_pipe("transformer").active_tasks == ["tag"]
+    with source.select_pipes(disable="ner"):
+        assert nlp.get_pipe("transformer").active_tasks == ["tag", "ner"]
+
+
+def test_a_sourced_transformer_learns_and_is_scored(trained_listening, tmp_path):
+    trained_listening.to_disk(tmp_path)
+    source, nlp = spacy.load(tmp_path), spacy.blank("en")
+    for name in ("transformer", "tagger", "ner"):
+        nlp.add_pipe(name, source=source)
+    expected = predictions(source)
+    del source
+    gc.collect()
+    transformer = nlp.get_pipe("transformer")
+    assert transformer.nlp is nlp
+    assert predictions(nlp) == expected
+    transformer.scorer = make_exit_scorer([1.1], window=0)
+    optimizer = nlp.resume_training()
+    losses: dict = {}
+    nlp.update(make_examples(nlp), sgd=optimizer, losses=losses)
+    assert min(losses.values()) > 0
+    assert nlp.evaluate(make_examples(nlp))["exit_score"] >= 0
+
+
+def test_pickled_components_know_each_other(trained_listening):
+    """As for the workers of nlp.pipe under spawn: without those that are disabled."""
+    with trained_listening.select_pipes(disable="ner"):
+        pipes = pickle.loads(pickle.dumps([pipe for _, pipe in trained_listening.pipeline]))
+    transformer, tagger = pipes
+    assert transformer.components_behind() == [("tagger", tagger)]
+    assert transformer.active_tasks == ["tag"]
+    doc = tagger(transformer(trained_listening.make_doc(TEXTS[0][0])))
+    assert doc.has_annotation("TAG")
+    with pytest.raises(ValueError, match="is in no pipeline here"):
+        _ = transformer.nlp
 
 
 def test_memory_zone(trained_listening):

@@ -7,7 +7,7 @@ from conftest import TEXTS, make_encoder, make_examples, make_nlp
 from spacy.tokens import Doc, Span
 
 from spacy_earlyexit.criteria import FixedExit, TokenExit
-from spacy_earlyexit.pipeline.exits import EXITS
+from spacy_earlyexit.pipeline.exits import find_exits
 
 WORDS = "Anna Smith lives in New York .".split()
 ANNA, NEW_YORK = (0, 2, "PER"), (4, 6, "LOC")
@@ -124,7 +124,7 @@ def test_preset_entities_are_kept(trained, preset, expected):
 def test_what_a_preset_entity_leaves_of_another_is_found(trained):
     """The words behind it, whose scores say "inside", become an entity of their own."""
     doc = trained.get_pipe("transformer")(make_doc(trained, ents=[(1, 3, "X")]))
-    exits = EXITS[doc]
+    exits = find_exits(doc)
     classes = list(exits.classes["ner"])
     said = ["O", "O", "B-PER", "I-PER", "I-PER", "O", "O"]
     exits.scores = np.zeros_like(exits.scores)

@@ -19,7 +19,7 @@ from spacy_earlyexit.evaluation import measure_points
 from spacy_earlyexit.extensions import exit_layers
 from spacy_earlyexit.measuring import Probe
 from spacy_earlyexit.merging import merge_tokens
-from spacy_earlyexit.pipeline.exits import EXITS, DocExits
+from spacy_earlyexit.pipeline.exits import DocExits, leave_exits
 from spacy_earlyexit.pipeline.segmenter import EarlyExitSegmenter, make_segmenter_scorer
 from spacy_earlyexit.tasks import get_task
 
@@ -206,7 +206,9 @@ def segment(doc, said, names=(), wins="names"):
     tokens = np.asarray([token.i for token in doc if not token.is_space], dtype=np.int64)
     scores = np.zeros((len(tokens), 4), dtype=np.float32)
     scores[range(len(tokens)), [BMES.index(c) for c in said]] = 5.0
-    EXITS[doc] = DocExits(len(doc), tokens, scores, {"seg": slice(0, 4)}, {"seg": BMES})
+    leave_exits(
+        doc, "transformer", DocExits(len(doc), tokens, scores, {"seg": slice(0, 4)}, {"seg": BMES})
+    )
     return EarlyExitSegmenter(wins=wins)(doc)
 
 
@@ -320,7 +322,11 @@ def test_any_text_scores_and_names(wins, case):
         doc.ents = [Span(doc, start, end, label="X") for start, end in names]
         tokens = np.asarray([token.i for token in doc if not token.is_space], dtype=np.int64)
         scores = np.asarray(rows, dtype=np.float32).reshape(-1, 4)[tokens]
-        EXITS[doc] = DocExits(len(doc), tokens, scores, {"seg": slice(0, 4)}, {"seg": BMES})
+        leave_exits(
+            doc,
+            "transformer",
+            DocExits(len(doc), tokens, scores, {"seg": slice(0, 4)}, {"seg": BMES}),
+        )
         before = [(ent.start_char, ent.end_char) for ent in doc.ents]
         return before, EarlyExitSegmenter(wins=wins)(doc)
 

@@ -35,7 +35,7 @@ from transformers import BertTokenizer, MPNetConfig
 
 from spacy_earlyexit.architectures import module_of
 from spacy_earlyexit.criteria import TokenExit
-from spacy_earlyexit.pipeline.exits import EXITS
+from spacy_earlyexit.pipeline.exits import find_exits
 
 # --- the registry --------------------------------------------------------------------------
 
@@ -164,14 +164,14 @@ def refuse(*args, **kwargs):
 pickle.load = pickle.loads = pickle.Unpickler = pickle._Unpickler = torch.load = refuse
 import socket
 socket.socket.connect = socket.getaddrinfo = refuse
-from spacy_earlyexit.pipeline.exits import EXITS
+from spacy_earlyexit.pipeline.exits import find_exits
 
 nlp = spacy.load(sys.argv[1])
 found = []
 for text in json.loads(sys.argv[2]):
     doc = nlp(text)
     entities = [(e.start, e.end, e.label_) for e in doc.ents]
-    found.append([entities, doc._.exit_layers, EXITS[doc].scores.tolist()])
+    found.append([entities, doc._.exit_layers, find_exits(doc).scores.tolist()])
 print(json.dumps(found))
 """
 
@@ -363,12 +363,12 @@ def test_disabled_components_neither_rule_nor_cost(encoder):
     with nlp.select_pipes(disable="ner"):
         assert transformer.active_tasks == ["test_other_ner"]
         doc = nlp(TEXT)
-        assert list(EXITS[doc].slices) == ["test_other_ner"]
+        assert list(find_exits(doc).slices) == ["test_other_ner"]
         assert doc._.exit_stats["macs"] < both._.exit_stats["macs"]
     assert transformer.active_tasks == ["ner", "test_other_ner"]
-    assert list(EXITS[nlp(TEXT)].slices) == ["ner", "test_other_ner"]
-    mine, all_scores = EXITS[doc].scores, EXITS[both].scores
-    own = EXITS[both].slices["test_other_ner"]
+    assert list(find_exits(nlp(TEXT)).slices) == ["ner", "test_other_ner"]
+    mine, all_scores = find_exits(doc).scores, find_exits(both).scores
+    own = find_exits(both).slices["test_other_ner"]
     np.testing.assert_allclose(mine, all_scores[:, own], rtol=1e-5, atol=1e-6)
 
 
@@ -377,10 +377,10 @@ def test_excluded_components_neither_rule_nor_cost(encoder, tmp_path):
     for kind in ("exclude", "disable"):
         nlp = spacy.load(tmp_path, **{kind: ["ner"]})
         assert transformer_of(nlp).active_tasks == ["test_other_ner"], kind
-        assert list(EXITS[nlp(TEXT)].slices) == ["test_other_ner"]
+        assert list(find_exits(nlp(TEXT)).slices) == ["test_other_ner"]
     nlp = spacy.load(tmp_path, disable=["ner"])
     nlp.enable_pipe("ner")
-    assert set(EXITS[nlp(TEXT)].slices) == {"ner", "test_other_ner"}
+    assert set(find_exits(nlp(TEXT)).slices) == {"ner", "test_other_ner"}
 
 
 def test_the_most_uncertain_task_rules(encoder):
@@ -398,13 +398,50 @@ def test_the_most_uncertain_task_rules(encoder):
             assert depth(nlp) == N_LAYERS
 
 
+def test_two_transformers_do_not_mix(encoder):
+    """Each has components of its own; "*" is the nearest in front."""
+    spacy.util.fix_random_seed(0)
+    nlp = spacy.blank("en")
+    for name, task in (("first", "ner"), ("second", "test_other_ner")):
+        model = {"name": encoder}
+        nlp.add_pipe("earlyexit_transformer", name=name, config={"model": model, "tasks": [task]})
+    for name, task, upstream in (
+        ("ner", "ner", "first"),
+        ("other", "test_other_ner", "second"),
+        ("nearest", "test_other_ner", "*"),
+    ):
+        nlp.add_pipe("earlyexit_ner", name=name, config={"task": task, "upstream": upstream})
+    nlp.initialize(lambda: make_examples(nlp))
+    doc = nlp(TEXT)
+    for name, task in (("first", "ner"), ("second", "test_other_ner")):
+        alone = nlp.get_pipe(name).predict([nlp.make_doc(TEXT)])
+        assert list(find_exits(doc, name).slices) == [task]
+        np.testing.assert_array_equal(find_exits(doc, name).scores, alone.scores)
+    assert find_exits(doc) is find_exits(doc, "second")
+    nlp.get_pipe("first")(doc)
+    assert find_exits(doc) is find_exits(doc, "first")
+    nlp.get_pipe("other").upstream = "third"
+    with pytest.raises(ValueError, match="'other' found no exit scores"):
+        nlp(TEXT)
+
+
+def test_a_kept_doc_keeps_only_its_own_arrays(nlp):
+    texts = [text for text, _ in TEXTS] * 10
+    transformer_of(nlp).record = ["uncertainty", "confidence"]
+    doc = next(nlp.pipe(texts))
+    exits = find_exits(doc)
+    (record,) = (data for key, data in doc.user_data.items() if key[1] == "earlyexit_record")
+    for array in (exits.tokens, exits.scores, *record.values()):
+        assert array.base is None
+
+
 def test_task_without_a_component(encoder):
     nlp = initialized(encoder, (), tasks=["test_title"])
     transformer = transformer_of(nlp)
     assert transformer.active_tasks == ["test_title"]
     assert transformer.label_data == {"test_title": ["T", "t"]}
     doc = nlp(TEXT)
-    assert EXITS[doc].scores.shape == (7, 2)
+    assert find_exits(doc).scores.shape == (7, 2)
 
 
 def test_labels_given_to_initialize(encoder, tmp_path):
@@ -417,7 +454,7 @@ def test_labels_given_to_initialize(encoder, tmp_path):
     nlp.initialize(lambda: make_examples(nlp))
     assert transformer_of(nlp).label_data == labels
     assert nlp.get_pipe("ner").labels == ("PER", "ORG", "LOC")
-    assert EXITS[nlp(TEXT)].scores.shape == (7, 7)
+    assert find_exits(nlp(TEXT)).scores.shape == (7, 7)
     assert transformer_of(nlp).labels == ("PER", "ORG", "LOC")
 
 

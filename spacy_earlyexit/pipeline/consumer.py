@@ -11,7 +11,7 @@ from spacy.training import Example
 from spacy.util import minibatch
 
 from ..errors import Errors
-from .exits import EXITS, DocExits
+from .exits import DocExits, find_exits
 
 if TYPE_CHECKING:
     from .transformer import EarlyExitTransformer
@@ -22,7 +22,7 @@ class ExitConsumer(Pipe, ABC):
 
     name (str): Its name in the pipeline.
     tasks (List[str]): The tasks whose scores it reads.
-    upstream (str): Name of the transformer it reads from, or "*".
+    upstream (str): Name of the transformer it reads from; "*": the nearest in front.
     """
 
     name: str
@@ -62,7 +62,7 @@ class ExitConsumer(Pipe, ABC):
 
         RAISES (ValueError): If there are none for the Doc as it is now.
         """
-        exits = EXITS.get(doc)
+        exits = find_exits(doc, self.upstream)
         if exits is None or exits.n_tokens != len(doc) or task not in exits.slices:
             raise ValueError(Errors.E014.format(name=self.name, task=task, text=doc.text[:50]))
         return exits

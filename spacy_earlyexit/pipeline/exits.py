@@ -26,5 +26,26 @@ class DocExits:
     classes: Mapping[str, Sequence[str]]
 
 
-# Beside the Doc, not in doc.user_data, which is copied between processes and into DocBins.
-EXITS: "WeakKeyDictionary[Doc, DocExits]" = WeakKeyDictionary()
+# By Doc and transformer, the last one last. Beside the Doc, not in doc.user_data, which is copied
+# between processes and into DocBins.
+_EXITS: "WeakKeyDictionary[Doc, dict[str, DocExits]]" = WeakKeyDictionary()
+
+
+def leave_exits(doc: Doc, name: str, exits: DocExits) -> None:
+    """Leave a Doc's exits for the components behind.
+
+    name (str): The transformer's.
+    """
+    own = _EXITS.setdefault(doc, {})
+    own.pop(name, None)
+    own[name] = exits
+
+
+def find_exits(doc: Doc, upstream: str = "*") -> DocExits | None:
+    """What a transformer left.
+
+    upstream (str): Its name; "*": the last one that saw the Doc.
+    RETURNS (Optional[DocExits]): None if it left nothing.
+    """
+    own = _EXITS.get(doc, {})
+    return next(reversed(own.values()), None) if upstream == "*" else own.get(upstream)

@@ -34,7 +34,7 @@ def make_ner(
     """Construct an entity recogniser that reads the transformer's exits.
 
     task (str): The transformer's task whose classes are BIO.
-    upstream (str): Name of the transformer, or "*" for any.
+    upstream (str): Name of the transformer; "*": the nearest in front.
     overwrite (bool): Replace entities that are already set. If False they are kept, as by spaCy's
         ner, and new ones are found around them.
     scorer (Optional[Callable]): The scoring method.

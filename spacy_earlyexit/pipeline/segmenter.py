@@ -39,7 +39,7 @@ def make_segmenter(
     """Construct a segmenter that reads the transformer's exits.
 
     task (str): The transformer's task whose classes are BMES.
-    upstream (str): Name of the transformer, or "*" for any.
+    upstream (str): Name of the transformer; "*": the nearest in front.
     wins (str): What gives way where a name begins or ends inside of a word. "names": words end at
         the edges of names. "words": names are extended to whole words.
     scorer (Optional[Callable]): The scoring method.

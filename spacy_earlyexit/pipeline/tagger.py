@@ -41,7 +41,7 @@ def make_tagger(
     """Construct a tagger that reads the transformer's exits.
 
     tasks (List[str]): "tag" for token.tag_ (XPOS), "pos" for token.pos_ (UPOS), or both.
-    upstream (str): Name of the transformer, or "*" for any.
+    upstream (str): Name of the transformer; "*": the nearest in front.
     overwrite (bool): Replace tags that are already set, as in spaCy's tagger.
     scorer (Optional[Callable]): The scoring method.
     """

@@ -27,9 +27,8 @@ from ..offramps import IGNORE, joint_loss
 from ..pieces import Pieces
 from ..tasks import Task, class_ids, get_task
 from ..training.self_sampling import SelfSampling
-from .consumer import ExitConsumer
 from .exit_setting import ExitSetting, check_exit
-from .exits import EXITS, DocExits
+from .exits import DocExits, leave_exits
 from .gradients import PendingGradient
 from .stage1 import take_over
 from .upstream import Upstream
@@ -177,7 +176,6 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         self._deferred: tuple[Optimizer, float] | None = None
         self._nlp: Callable[[], Language | None] = weakref.ref(nlp)
         self.listener_map = {}
-        self.consumers: list[ExitConsumer] = []
         check_exit(exit)
         self._exit_given = self._exit = exit
         install_extensions()
@@ -278,10 +276,12 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         if "confidence" in self.record:
             extra["confidence"] = _confidence(rows, list(scores.slices.values()))
         classes = module_of(self.model).offramps.classes
+        # Copies: a Doc that is kept must not keep the arrays of its whole batch.
         for i, doc in enumerate(docs):
             own = slice(*words_by_doc[i : i + 2])
             units = slice(*units_by_doc[i : i + 2])
-            EXITS[doc] = DocExits(len(doc), tokens[own], rows[own], scores.slices, classes)
+            exits = DocExits(len(doc), tokens[own].copy(), rows[own].copy(), scores.slices, classes)
+            leave_exits(doc, self.name, exits)
             record(
                 doc,
                 tokens[own],
@@ -544,8 +544,11 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         self._settle()
         own = self.__dict__.copy()
         own["_nlp"] = _no_nlp
-        own["cfg"] = {**self.cfg, "auxiliary": self.active_tasks}
-        own["consumers"] = [c for c in self.consumers if set(c.tasks) <= set(self.active_tasks)]
+        own["_linked"] = [
+            pipe
+            for name, pipe in self.components_behind()
+            if self._feeds(pipe) or name in self.listener_map
+        ]
         own["_pending"] = []
         own["_frozen"] = None
         own["_exit"] = self._exit_here()

@@ -2,10 +2,13 @@
 listen to its rows.
 """
 
+import sys
+import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from spacy.language import Language
+from spacy.pipeline import EntityRecognizer, Morphologizer, Tagger
 from spacy.training import Example
 from spacy_transformers.layers import TransformerListener
 from thinc.api import Model
@@ -16,7 +19,7 @@ from .consumer import ExitConsumer
 
 # What stock components learn that may listen, and what a task can be learned for where no
 # component needs it.
-STOCK_TASKS = {"tagger": "tag", "morphologizer": "pos", "ner": "ner"}
+STOCK_TASKS: dict[type, str] = {Tagger: "tag", Morphologizer: "pos", EntityRecognizer: "ner"}
 
 
 class Upstream:
@@ -29,7 +32,6 @@ class Upstream:
     model: Model
     cfg: dict[str, Any]
     record: list[str]
-    consumers: list[ExitConsumer]
     _nlp: Callable[[], Language | None]
     _task_names: list[str] | None
 
@@ -60,20 +62,20 @@ class Upstream:
 
     def components_behind(self, *, disabled: bool = False) -> list[tuple[str, Any]]:
         """The components behind this one, linked: spaCy links only what is enabled at that time, so
-        that what was enabled since (or sourced, in training) is linked here. In a worker process,
-        which has no pipeline: the components that were linked and have no model.
+        that what was enabled since (or sourced, in training) is linked here. In a worker process or
+        a copy, which have no pipeline: the components that were linked.
 
         disabled (bool): Also those that are disabled.
         RETURNS (List[Tuple[str, Any]]): Names and components, in order.
         """
         nlp = self._nlp()
         if nlp is None or not any(pipe is self for _, pipe in nlp._components):
-            return [(consumer.name, consumer) for consumer in self.consumers]
+            return [(pipe.name, pipe) for pipe in self._linked]
         at = next(i for i, (_, pipe) in enumerate(nlp._components) if pipe is self)
         off = set() if disabled else set(nlp.disabled)
         behind = [part for part in nlp._components[at + 1 :] if part[0] not in off]
         for _, pipe in behind:
-            if id(pipe) not in self._linked:
+            if not any(pipe is linked for linked in self._linked):
                 self.find_listeners(pipe)
         return behind
 
@@ -81,11 +83,8 @@ class Upstream:
         """The tasks that a component needs, if it reads from this transformer."""
         if self._feeds(component):
             return component.tasks
-        nlp, name = self._nlp(), getattr(component, "name", None)
-        if nlp is not None and name in self.listener_map:
-            task = STOCK_TASKS.get(nlp.get_pipe_meta(name).factory)
-            return [task] if task else []
-        return []
+        task = STOCK_TASKS.get(type(component))
+        return [task] if task and component.name in self.listener_map else []
 
     def find_tasks(self, examples: Sequence[Example]) -> list[str]:
         """What `initialize` trains: the tasks that are configured; else those of the components
@@ -115,8 +114,6 @@ class Upstream:
         """Whether anything reads the rows: an enabled component that listens, or who asked."""
         if "trf_data" in self.record:
             return True
-        if self._nlp() is None:
-            return bool(self.listener_map)
         return any(name in self.listener_map for name, _ in self.components_behind())
 
     def _listening(self) -> list[TransformerListener]:
@@ -130,7 +127,6 @@ class Upstream:
             for listener in self.listeners:
                 listener.set_dim("nO", self.model.get_dim("nO"), force=True)
 
-    # spaCy assigns listener_map = {} before it links a pipeline's components anew.
     @property
     def listener_map(self) -> dict[str, list[TransformerListener]]:
         """RETURNS (Dict[str, List[TransformerListener]]): Listening layers by component."""
@@ -139,8 +135,17 @@ class Upstream:
     @listener_map.setter
     def listener_map(self, value: dict[str, list[TransformerListener]]) -> None:
         self._listener_map = value
-        self.consumers = []
-        self._linked: set[int] = set()
+        self._linked: list[Any] = []
+        # spaCy assigns {} before it links a pipeline's components anew. Which pipeline that is it
+        # does not say; but it is another one than this was made for where this was sourced.
+        linking = sys._getframe(1).f_locals.get("self")
+        if isinstance(linking, Language):
+            self._nlp = weakref.ref(linking)
+
+    @property
+    def consumers(self) -> list[ExitConsumer]:
+        """RETURNS (List[ExitConsumer]): The linked components that read its exits."""
+        return [pipe for pipe in self._linked if self._feeds(pipe)]
 
     @property
     def listeners(self) -> list[TransformerListener]:
@@ -172,10 +177,10 @@ class Upstream:
         """Link a component behind this one if it reads this transformer's exits, or has a layer
         that listens to it (spacy-transformers.TransformerListener.v1).
         """
-        self._linked.add(id(component))
-        if self._feeds(component):
-            component.transformer = self
-            self.consumers.append(component)
+        self._linked.append(component)
+        if isinstance(component, ExitConsumer) and component.upstream in ("*", self.name):
+            # The last one to say so is the nearest in front.
+            component.transformer = cast(Any, self)
         model = getattr(component, "model", None)
         if isinstance(model, Model):
             for node in model.walk():
@@ -183,4 +188,4 @@ class Upstream:
                     self.add_listener(node, component.name)
 
     def _feeds(self, component: Any) -> bool:
-        return isinstance(component, ExitConsumer) and component.upstream in ("*", self.name)
+        return isinstance(component, ExitConsumer) and component.transformer is self
