@@ -503,6 +503,18 @@ def test_init_from_weights_of_another_shape(encoder, stage1, setting, value):
         from_stage1(encoder, stage1, model={setting: value})
 
 
+@pytest.mark.parametrize(
+    "setting, value",
+    [
+        ("transformer_config", {"hidden_dropout_prob": 0.3}),
+        ("tokenizer_config", {"use_fast": True, "add_prefix_space": True}),
+    ],
+)
+def test_init_from_with_settings_that_came_too_late(encoder, stage1, setting, value):
+    with pytest.raises(ValueError, match=rf"made with {setting} = .* would change nothing"):
+        from_stage1(encoder, stage1, model={setting: value})
+
+
 @pytest.mark.parametrize("labels", [["PER", "LOC"], ["LOC"], ["LOC", "ORG", "PER"]])
 def test_init_from_other_labels(encoder, stage1, labels):
     with pytest.raises(ValueError, match=r"Both stages need the same tasks and labels"):

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # What has to be the same in both stages.
 SHAPES = ("offramp_context", "align_exits")
+# What stage 2 may leave out, but not change. (The encoder's name is where stage 1 began.)
+LOADED = ("tokenizer_config", "transformer_config")
 
 
 def take_over(
@@ -56,6 +58,14 @@ def take_over(
         has, here = stage1.model.attrs[setting], model.attrs[setting]
         if has != here:
             raise fail(f"it has {setting} = {has}, [components.{name}.model] here {here}")
+    for setting in LOADED:
+        has = {"use_fast": True, **stage1.model.attrs[setting]}
+        here = model.attrs[setting]
+        if not here.items() <= has.items():
+            raise fail(
+                f"it was made with {setting} = {stage1.model.attrs[setting]}, and what "
+                f"[components.{name}.model] says here, {here}, would change nothing any more"
+            )
     rank = model.attrs["catch_up"]
     model.from_bytes(stage1.model.to_bytes())
     model.attrs["catch_up"] = rank
