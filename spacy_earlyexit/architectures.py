@@ -324,8 +324,10 @@ def _train(
             n_layers = module.encoder.config.n_layers
             criterion = request.sampler(len(units), n_layers, _doubts(taught, output.slices))
         module.train()
-        batch, out = ask(module, units=units, criterion=criterion, states=request.states)
-        module.eval()
+        try:
+            batch, out = ask(module, units=units, criterion=criterion, states=request.states)
+        finally:  # also when interrupted, or dropout would go on at prediction
+            module.eval()
         if request.sampler is not None:
             sampled = cast(SampledExit, criterion)
             request.sampler.follow(sampled, out.macs, output.macs_full[units])

@@ -214,6 +214,7 @@ def calibrate(
         else:
             missed[search.loss_point(loss)] = Errors.E041.format(loss=loss, score=full.score)
     missed = {name: reason for name, reason in missed.items() if name not in points}
+    transformer.changed = False  # the points are for the weights of now
     return Calibration(full, points, missed, probe.runs)
 
 

@@ -65,10 +65,10 @@ class MultiExitShim(PyTorchShim):
         assert self._model is not None
         if precision == "float32":
             return self._model
+        device = next(self._model.parameters()).device
+        if device.type != "cpu":
+            raise ValueError(Errors.E049.format(device=device))
         if self._int8 is None:
-            device = next(self._model.parameters()).device
-            if device.type != "cpu":
-                raise ValueError(Errors.E049.format(device=device))
             self._int8 = MultiExitModule(quantize(self._model.encoder), self._model.offramps).eval()
         return self._int8
 

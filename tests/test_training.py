@@ -1,6 +1,7 @@
 """The two training stages, run as users run them, and self-sampling on its own."""
 
 import contextlib
+import copy
 import io
 import itertools
 import json
@@ -22,9 +23,11 @@ from spacy.util import registry
 from test_engine import engine, make_module, make_pieces
 
 from spacy_earlyexit.architectures import module_of
+from spacy_earlyexit.calibration import Search, calibrate
 from spacy_earlyexit.criteria import FixedExit, TokenExit, window_max
 from spacy_earlyexit.engine import Batch, run
 from spacy_earlyexit.offramps import IGNORE, joint_loss, make_joint_loss, uncertainty
+from spacy_earlyexit.training.exit_scorer import make_exit_scorer
 from spacy_earlyexit.training.self_sampling import (
     START,
     SampledExit,
@@ -183,6 +186,37 @@ def test_stage2_keeps_operating_points(stage2, corpus):
             assert scores["exit_layer_mean"] == pytest.approx(entry["dev_mean_depth"], rel=1e-3)
             assert scores["ents_f"] == pytest.approx(entry["dev_score"], abs=1e-6)
         assert nlp("Anna lives in York")._.exit_layers == [N_LAYERS] * 4, "still full depth"
+
+
+def test_evaluation_after_training_changes_no_points(encoder):
+    """On test data, say: neither those that training found, nor those of `calibrate`."""
+    nlp = make_nlp(encoder)
+    transformer, examples = nlp.get_pipe("transformer"), make_examples(nlp)
+    transformer.scorer = make_exit_scorer([1.2], window=0)
+    nlp.update(examples, sgd=nlp.resume_training())
+    assert "exit_score" in nlp.evaluate(examples)
+    found = copy.deepcopy(transformer.points)
+    assert list(found) == ["1.2x"]
+    assert "exit_score" not in nlp.evaluate(examples[:2])
+    assert transformer.points == found
+    nlp.update(examples, sgd=nlp.create_optimizer())
+    calibrate(transformer, examples, Search(speedups=[1.2], max_losses=[], windows=[0]))
+    assert "exit_score" not in nlp.evaluate(examples[:2])
+    assert transformer.points == found
+
+
+def test_the_point_in_force_stays_when_it_is_out_of_reach(encoder, tmp_path):
+    nlp = make_nlp(encoder)
+    transformer, examples = nlp.get_pipe("transformer"), make_examples(nlp)
+    block = TokenExit(0.5, 0).to_config()
+    transformer.points.update({"40x": {"exit": block}, "50x": {"exit": block}})
+    transformer.exit = "40x"
+    transformer.scorer = make_exit_scorer([40, 50], window=0)
+    nlp.update(examples, sgd=nlp.resume_training())
+    assert nlp.evaluate(examples)["exit_score"] == 0
+    assert list(transformer.points) == ["40x"]
+    nlp.to_disk(tmp_path)
+    assert spacy.load(tmp_path).get_pipe("transformer").exit == "40x"
 
 
 def test_stage2_chooses_by_exit_score(stage2):

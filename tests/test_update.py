@@ -2,9 +2,10 @@
 
 import gc
 
+import numpy as np
 import pytest
 import torch
-from conftest import make_examples, make_nlp
+from conftest import TEXTS, make_examples, make_nlp
 from pipelines import (
     N_LAYERS,
     NO_DROPOUT,
@@ -21,6 +22,7 @@ from thinc.api import Optimizer
 
 from spacy_earlyexit.architectures import module_of
 from spacy_earlyexit.criteria import TokenExit
+from spacy_earlyexit.encoders.layers import EncoderLayer
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +126,44 @@ def test_update_with_sgd_steps_at_once(nlp):
     assert not same(before, after)
     transformer.finish_update(sgd_optimizer())
     assert same(after, weights(nlp)), "nothing is left over"
+
+
+def test_an_interrupted_update_leaves_no_dropout_behind(nlp, monkeypatch):
+    doc = nlp.make_doc(TEXTS[0][0])
+    before = transformer_of(nlp).predict([doc]).scores
+    queries = EncoderLayer.queries
+
+    def interrupted(layer, *args):
+        if layer.training:
+            raise KeyboardInterrupt
+        return queries(layer, *args)
+
+    monkeypatch.setattr(EncoderLayer, "queries", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        nlp.update(make_examples(nlp))
+    np.testing.assert_array_equal(transformer_of(nlp).predict([doc]).scores, before)
+
+
+@pytest.mark.parametrize("how", ["initialize", "from_bytes"])
+def test_new_weights_end_an_earlier_training(encoder, how):
+    """Neither its gradients nor its frozen copy go on, and nothing is searched for."""
+    sampling = {"@misc": "spacy-earlyexit.SelfSampling.v1", "frozen": True}
+    sampling |= {"windows": [0], "thresholds": [0.5]}
+    nlp = make_nlp(encoder, self_sampling=sampling)
+    transformer = transformer_of(nlp)
+    data = nlp.to_bytes()
+    transformer.update(make_examples(nlp))
+    frozen = transformer._frozen
+    assert frozen is not None and transformer.changed
+    if how == "initialize":
+        nlp.initialize(lambda: make_examples(nlp))
+    else:
+        nlp.from_bytes(data)
+    before = weights(nlp)
+    transformer.finish_update(sgd_optimizer())
+    assert same(before, weights(nlp)) and not transformer.changed
+    transformer.update(make_examples(nlp))
+    assert transformer._frozen is not frozen
 
 
 def test_every_layer_and_offramp_gets_a_gradient(nlp):

@@ -126,7 +126,14 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
 
     Follows spaCy's TrainablePipe API. What the words' exits say lies beside the Doc for the
     components behind it; doc._.exit_layers says how deep each token went.
+
+    changed (bool): Whether the weights have been trained since the last evaluation.
     """
+
+    changed: bool
+    _frozen: MultiExitModule | None
+    _pending: list[PendingGradient]
+    _deferred: tuple[Optimizer, float] | None
 
     def __init__(
         self,
@@ -169,11 +176,8 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         self.max_batch_items = max_batch_items
         self.precision = precision
         self.cfg: dict[str, Any] = {"labels": {}, "auxiliary": [], "points": {}, "exit": None}
-        self.trained_here = False
         self._task_names = tasks
-        self._frozen: MultiExitModule | None = None
-        self._pending: list[PendingGradient] = []
-        self._deferred: tuple[Optimizer, float] | None = None
+        self._forget_training()
         self._nlp: Callable[[], Language | None] = weakref.ref(nlp)
         self.listener_map = {}
         check_exit(exit)
@@ -326,7 +330,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
             return losses
         self._settle()
         self._take_gradients(keep=False)
-        self.trained_here = True
+        self.changed = True
         set_dropout_rate(self.model, drop)
         docs = [eg.predicted for eg in examples]
         listening = self._listening()
@@ -385,6 +389,13 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
             self.model.finish_update(sgd)
         finally:
             sgd.learn_rate = current
+
+    def _forget_training(self) -> None:
+        """New weights: nothing of an earlier training goes on."""
+        self.changed = False
+        self._frozen = None
+        self._pending = []
+        self._deferred = None
 
     def _take_gradients(self, *, keep: bool) -> None:
         self._pending = [pending for pending in self._pending if pending.take(keep=keep)]
@@ -448,6 +459,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         if nlp is not None:
             self._nlp = weakref.ref(nlp)
         self._scrub_config()
+        self._forget_training()
         examples = list(get_examples())
         self._task_names = self.find_tasks(examples)
         # Frozen and sourced components are disabled while spacy train initialises.
@@ -488,15 +500,16 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
     # --- scoring ---------------------------------------------------------------------------
 
     def score(self, examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
-        """Scores of the registered scorer. It is handed this component while it is being trained,
-        so that it can search thresholds for choosing a checkpoint.
+        """Scores of the registered scorer. It is handed this component once after every change of
+        its weights, so that it can search thresholds for choosing a checkpoint.
 
         examples (Iterable[Example]): Examples with predictions.
         RETURNS (Dict[str, Any]): exit_layer_mean, exit_speedup and, in training, exit_score.
         """
         if self.scorer is None:
             return {}
-        transformer = self if self.trained_here else None
+        transformer = self if self.changed else None
+        self.changed = False
         return self.scorer(examples, transformer=transformer, **kwargs)
 
     # --- serialisation ---------------------------------------------------------------------
@@ -525,6 +538,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
 
     def _loaded(self) -> "EarlyExitTransformer":
         """Settle the exit setting: given at load, then stored, then full depth."""
+        self._forget_training()
         self._task_names = list(self.label_data) or self._task_names
         self._set_widths()
         if self._exit_given is None:

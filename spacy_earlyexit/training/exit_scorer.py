@@ -21,8 +21,9 @@ def make_exit_scorer(
     """Registered as spacy-earlyexit.exit_scorer.v1.
 
     speedups (List[float]): MAC speed-ups whose dev scores make up exit_score. Empty: no exit_score.
-        While the transformer is being trained, the threshold for each is searched at every
-        evaluation, and kept as the operating points "2x", "3x", …
+        In training, the threshold for each is searched at every evaluation, and kept as the
+        operating points "2x", "3x", …; that is, wherever the weights have changed since the last
+        evaluation, or since `calibrate`. So an evaluation on test data behind it changes nothing.
     window (int): The window of token exit for these.
     """
     return ExitScorer(tuple(speedups), window)
@@ -42,7 +43,7 @@ class ExitScorer:
         **kwargs: Any,
     ) -> dict[str, Any]:
         """examples (Iterable[Example]): Examples with predictions.
-        transformer (Optional[EarlyExitTransformer]): The component, while it is being trained.
+        transformer (Optional[EarlyExitTransformer]): The component, if its weights have changed.
         RETURNS (Dict[str, Any]): exit_layer_mean, exit_speedup, and in training exit_score.
         """
         examples = list(examples)
@@ -56,7 +57,8 @@ class ExitScorer:
                     measured = find_threshold(sweep, speedup)
                 except ValueError:  # out of reach, which must not stop the training
                     found[name] = 0.0
-                    transformer.points.pop(name, None)
+                    if name != transformer.exit:  # what is in force has to be there
+                        transformer.points.pop(name, None)
                 else:
                     found[name] = measured.score
                     transformer.points[name] = measured.to_point()
