@@ -32,12 +32,14 @@ class Words(Protocol):
         between have left the batch; UNIT_GAP at the start of a unit, but 0 at the first of all;
         shape (n_words,).
     n_gaps (int): How many of these are larger than 1.
+    most_words (int): No unit has more words than that.
     """
 
     word_unit: Tensor
     n_units: int
     word_gap: Tensor
     n_gaps: int
+    most_words: int
 
 
 class ExitCriterion(Protocol):
@@ -80,7 +82,8 @@ def window_max(uncertainty: Tensor, words: Words, window: int) -> Tensor:
     window (int): k, the neighbours on each side.
     RETURNS (Tensor): shape (n_words,).
     """
-    if window == 0 or len(uncertainty) == 0:
+    window = min(window, words.most_words - 1)  # the gaps are as wide as the window
+    if window <= 0 or len(uncertainty) == 0:
         return uncertainty
     if words.n_gaps == 0:
         return F.max_pool1d(uncertainty[None], 2 * window + 1, stride=1, padding=window)[0]
@@ -98,19 +101,28 @@ def unit_max(uncertainty: Tensor, words: Words) -> Tensor:
     return worst[words.word_unit]
 
 
-class _Threshold(ABC):
+class _Shown:
+    """Shows its settings."""
+
+    def __repr__(self) -> str:
+        given = {k: v for k, v in vars(self).items() if v is not None}
+        short = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in given.items()}
+        settings = ", ".join(f"{name}={value}" for name, value in short.items())
+        return f"{type(self).__name__}({settings})"
+
+
+class _Threshold(_Shown, ABC):
     """One threshold, or one per layer; 0 lets nothing leave."""
 
     def __init__(self, threshold: float | Sequence[float], last_layer: int | None = None):
-        self.threshold = threshold
-        self.last_layer = last_layer
+        # Plain numbers, also of arrays: they are written into configs.
+        self.threshold: float | list[float] = np.asarray(threshold, dtype=float).tolist()
+        self.last_layer = _plain(last_layer)
 
     def at(self, layer: int) -> float:
         if self.last_layer is not None and layer >= self.last_layer:
             return math.inf
-        if isinstance(self.threshold, Sequence):
-            return self.threshold[layer - 1]
-        return self.threshold
+        return self.threshold[layer - 1] if isinstance(self.threshold, list) else self.threshold
 
     def __call__(self, layer: int, uncertainty: Tensor, words: Words) -> Tensor:
         limit = self.at(layer)
@@ -122,12 +134,6 @@ class _Threshold(ABC):
     def _doubt(self, uncertainty: Tensor, words: Words) -> Tensor:
         """What of a word has to be below the threshold, shape (n_words,)."""
 
-    def __repr__(self) -> str:
-        given = {k: v for k, v in vars(self).items() if v is not None}
-        short = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in given.items()}
-        settings = ", ".join(f"{name}={value}" for name, value in short.items())
-        return f"{type(self).__name__}({settings})"
-
     def checks(self, layer: int) -> bool:
         return self.at(layer) > 0
 
@@ -135,7 +141,8 @@ class _Threshold(ABC):
         return any(self.checks(layer) for layer in range(1, self.last_layer or n_layers))
 
     def validate(self, n_layers: int) -> None:
-        if isinstance(self.threshold, Sequence) and len(self.threshold) != n_layers:
+        _check_threshold(self.threshold)
+        if isinstance(self.threshold, list) and len(self.threshold) != n_layers:
             raise ValueError(Errors.E007.format(n_given=len(self.threshold), n_layers=n_layers))
         if self.last_layer is not None:
             _check_layer("last_layer", self.last_layer, n_layers)
@@ -158,7 +165,11 @@ class TokenExit(_Threshold):
         self, threshold: float | Sequence[float], window: int, last_layer: int | None = None
     ):
         super().__init__(threshold, last_layer)
-        self.window = window
+        self.window = _plain(window)
+
+    def validate(self, n_layers: int) -> None:
+        super().validate(n_layers)
+        _check_window(self.window)
 
     def _doubt(self, uncertainty: Tensor, words: Words) -> Tensor:
         return window_max(uncertainty, words, self.window)
@@ -181,7 +192,7 @@ class SentenceExit(_Threshold):
         return self._to_config("SentenceExit")
 
 
-class FixedExit:
+class FixedExit(_Shown):
     """Everything leaves at one layer, certain or not.
 
     layer (int): The layer, from 1.
@@ -190,7 +201,7 @@ class FixedExit:
     needs_tasks = False
 
     def __init__(self, layer: int):
-        self.layer = layer
+        self.layer = _plain(layer)
 
     def checks(self, layer: int) -> bool:
         return layer == self.layer
@@ -217,8 +228,7 @@ def make_token_exit(
         below 1 (above the encoder's last: when it is used).
     """
     _check_threshold(threshold)
-    if isinstance(window, bool) or not isinstance(window, int) or window < 0:
-        raise ValueError(Errors.E006.format(value=window))
+    _check_window(window)
     if last_layer is not None:
         _check_layer("last_layer", last_layer)
     return TokenExit(threshold, window, last_layer)
@@ -246,6 +256,11 @@ def make_fixed_exit(layer: int) -> FixedExit:
     return FixedExit(layer)
 
 
+def _plain(number: Any) -> Any:
+    """A number of numpy's as one of Python's."""
+    return number.item() if isinstance(number, np.generic) else number
+
+
 def _check_layer(setting: str, layer: int, n_layers: int | None = None) -> None:
     if n_layers is not None:
         if not 1 <= layer <= n_layers:
@@ -253,6 +268,11 @@ def _check_layer(setting: str, layer: int, n_layers: int | None = None) -> None:
     elif isinstance(layer, bool) or not isinstance(layer, int) or layer < 1:
         expected = "a whole number, 1 or more"
         raise ValueError(Errors.E019.format(setting=setting, expected=expected, value=layer))
+
+
+def _check_window(window: int) -> None:
+    if isinstance(window, bool) or not isinstance(window, int) or window < 0:
+        raise ValueError(Errors.E006.format(value=window))
 
 
 def _check_threshold(threshold: float | list[float]) -> None:

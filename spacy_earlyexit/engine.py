@@ -123,6 +123,7 @@ class Batch:
         self.rules = rules
         # Words of each unit; at or below, its special pieces halt.
         self.least_active = rules.special_share * n_words * halts
+        self.most_words = int(n_words.max(initial=0))
         self.pieces_word = words  # index into the pieces' words
         self.pieces_row = rows
         self.places_at_start = np.arange(len(rows)) - np.repeat(starts, lengths)

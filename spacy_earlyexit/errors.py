@@ -28,12 +28,12 @@ class Errors:
     E008 = "`{setting}` has to be in 1..{n_layers} for this encoder, but is {layer}."
     E009 = (
         "Unknown operating point '{name}'. This pipeline has: {points}. Set `exit` to one of them, "
-        "to a criterion such as spacy-earlyexit.TokenExit.v1, or to null for full depth."
+        "to a criterion such as spacy-earlyexit.TokenExit.v1, or to 'full' for full depth."
     )
     E010 = (
-        "`exit` has to be null (full depth), the name of an operating point, or a criterion "
-        "(a block with @misc = spacy-earlyexit.TokenExit.v1, SentenceExit.v1 or FixedExit.v1), "
-        "but is {value!r}."
+        "`exit` has to be 'full' (full depth), null (at load: as stored), the name of an operating "
+        "point, or a criterion (a block with @misc = spacy-earlyexit.TokenExit.v1, SentenceExit.v1 "
+        "or FixedExit.v1, or an object of spacy_earlyexit.criteria), but is {value!r}."
     )
     E011 = (
         "Unknown task '{task}'. Registered tasks: {tasks}. Fix `tasks` in "
@@ -134,6 +134,11 @@ class Errors:
     E036 = (
         "The operating point '{point}' was not reached on dev; in force is full depth. Found were: "
         "{points}. Train longer, or ask for smaller --speedups."
+    )
+    E051 = (
+        "The operating point '{point}', which was in force, is not among those that were looked "
+        "for and is gone; in force is full depth. Keep it with --add, or choose one of {points} "
+        "with --exit."
     )
     E037 = (
         "The encoder of '{name}' ({encoder}) is of the family '{family}', which is not supported. "

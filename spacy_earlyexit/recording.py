@@ -55,7 +55,8 @@ class Replay:
 class Recording:
     """Scores of all words at all layers, and what they should have been.
 
-    word_unit, n_units, word_gap, n_gaps: The words as a criterion sees them (criteria.Words).
+    word_unit, n_units, word_gap, n_gaps, most_words: The words as a criterion sees them, see
+        criteria.Words.
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class Recording:
         self.gap = word_gaps(self.unit, np.arange(len(self.unit)))
         self.word_unit, self.word_gap = torch.from_numpy(self.unit), torch.from_numpy(self.gap)
         self.n_gaps = pieces.n_units - 1
+        self.most_words = int(np.diff(pieces.word_starts).max(initial=0))
         self.labels = {
             task: self.scores[:, :, part].argmax(-1).numpy() for task, part in slices.items()
         }

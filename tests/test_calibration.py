@@ -24,7 +24,7 @@ from spacy_earlyexit.architectures import module_of
 from spacy_earlyexit.calibration import Candidate, Search, calibrate
 from spacy_earlyexit.cli import app
 from spacy_earlyexit.cli.calibrate import calibrate_pipeline
-from spacy_earlyexit.criteria import SCHEDULES, SentenceExit, TokenExit
+from spacy_earlyexit.criteria import SCHEDULES, FixedExit, SentenceExit, TokenExit
 from spacy_earlyexit.evaluation import (
     FORMAT,
     count_hits,
@@ -473,13 +473,24 @@ def test_setting_in_force_stays_or_falls_back(stored, dev, tmp_path):
     transformer.exit = TokenExit(0.1, 1)
     nlp.to_disk(tmp_path / "criterion")
     code, out = run_cli("calibrate", tmp_path / "named", dev, "-o", tmp_path / "a", *OPTIONS, "-G")
-    assert code == 0 and "'old' was not reached" in out
-    assert spacy.load(tmp_path / "a").get_pipe("transformer").exit is None
+    assert code == 0 and "'old', which was in force, is not among those" in out
+    assert "--add" in out and spacy.load(tmp_path / "a").get_pipe("transformer").exit is None
     args = [tmp_path / "criterion", dev, "-o", tmp_path / "b", *OPTIONS, "-G"]
     code, out = run_cli("calibrate", *args)
     assert code == 0 and "chosen at other temperatures" in out
     kept = spacy.load(tmp_path / "b").get_pipe("transformer").exit
     assert kept.to_config() == TokenExit(0.1, 1).to_config()
+    # One that no temperature moves, and a point that was looked for in vain.
+    transformer.exit = FixedExit(2)
+    nlp.to_disk(tmp_path / "fixed")
+    code, out = run_cli("calibrate", tmp_path / "fixed", dev, "-o", tmp_path / "c", *OPTIONS, "-G")
+    assert code == 0 and "temperatures were" not in out and "other temperatures" not in out
+    transformer.points["40x"] = transformer.points["old"]
+    transformer.exit = "40x"
+    nlp.to_disk(tmp_path / "far")
+    args = [tmp_path / "far", dev, "-o", tmp_path / "d", *OPTIONS, "-G", "--speedups", "1.5,40"]
+    code, out = run_cli("calibrate", *args)
+    assert code == 0 and "'40x' was not reached on dev" in out
 
 
 @pytest.mark.parametrize(

@@ -135,6 +135,23 @@ def test_config_round_trip(criterion):
     assert again.to_config() == criterion.to_config()
 
 
+def test_numbers_of_numpy_and_how_they_are_shown():
+    criteria = (
+        TokenExit(np.float32(0.25), np.int64(2), np.int64(3)),
+        SentenceExit(np.asarray([0.5, 0.25])),
+        FixedExit(np.int64(3)),
+    )
+    plain = (TokenExit(0.25, 2, 3), SentenceExit([0.5, 0.25]), FixedExit(3))
+    for criterion, other in zip(criteria, plain, strict=True):
+        assert Config({"exit": criterion.to_config()}).to_str()
+        assert vars(criterion) == vars(other)
+    assert [repr(c) for c in plain] == [
+        "TokenExit(threshold=0.25, last_layer=3, window=2)",
+        "SentenceExit(threshold=[0.5, 0.25])",
+        "FixedExit(layer=3)",
+    ]
+
+
 # --- what they decide ----------------------------------------------------------------------
 
 
@@ -148,6 +165,7 @@ class Layout:
         self.word_gap[np.cumsum(n_words)[:-1]] = UNIT_GAP
         self.word_gap[0] = 0
         self.n_gaps = len(n_words) - 1
+        self.most_words = max(n_words)
         self.units = np.split(np.arange(sum(n_words)), np.cumsum(n_words)[:-1])
 
 
@@ -167,6 +185,18 @@ def test_window_max_equals_a_loop(n_words, window, seed):
     ]
     pooled = window_max(torch.from_numpy(u), layout, window)
     np.testing.assert_array_equal(pooled.numpy(), expected)
+
+
+def test_a_window_costs_no_more_than_a_unit(monkeypatch):
+    widths = []
+    pool = torch.nn.functional.max_pool1d
+    monkeypatch.setattr(
+        torch.nn.functional, "max_pool1d", lambda x, k, **kw: widths.append(k) or pool(x, k, **kw)
+    )
+    u = torch.rand(9)
+    for n_words in ([4, 2, 3], [9]):
+        window_max(u, Layout(n_words), 10**6)
+    assert widths == [2 * 3 + 1, 2 * 8 + 1]
 
 
 @settings(max_examples=50, deadline=None)

@@ -317,6 +317,7 @@ def test_window_blocks_exactly_k_neighbours():
     class Layout:
         word_gap = torch.tensor([0] + [1] * 6 + [UNIT_GAP] + [1] * 2)
         n_gaps = 1
+        most_words = 100
 
     for window in (0, 1, 2, 3, 20):
         for hard in (0, 3, 6, 7):

@@ -165,8 +165,12 @@ def test_sourced_component_keeps_its_setting(saved, tmp_path):
         ("5x", r"Unknown operating point '5x'.*full, fast, slow"),
         (FixedExit(9), r"`layer` has to be in 1\.\.4.*9"),
         (TokenExit([0.1, 0.2], 0), r"names 2 layers, but the encoder has 4"),
-        (0.5, r"`exit` has to be null.*TokenExit.*0\.5"),
-        (FIXED_BLOCK, r"`exit` has to be null"),
+        (0.5, r"`exit` has to be 'full'.*TokenExit.*0\.5"),
+        (TokenExit(1.5, 0), r"`threshold` has to be in \[0, 1\].*1\.5"),
+        (TokenExit(0.5, -1), r"`window` has to be a whole number.*-1"),
+        (TokenExit(0.5, 1.5), r"window"),
+        ({**FIXED_BLOCK, "layer": 9}, r"`layer` has to be in 1\.\.4.*9"),
+        ({"layer": 1}, r"`exit` has to be 'full'"),
     ],
 )
 def test_wrong_settings_at_run_time(saved, value, message):

@@ -182,7 +182,7 @@ def calibrate_pipeline(
     measured = {FULL_DEPTH: found.full, **found.points}
     points = {name: point.to_point() for name, point in measured.items()}
     transformer.cfg["points"] = {**(transformer.points if add else {}), **points}
-    put_in_force(transformer, exit_point, moved=search.temperatures)
+    put_in_force(transformer, exit_point, search)
     nlp.meta["earlyexit"] = {transformer.name: {"points": transformer.points}}
     with beside(output) as folder:
         nlp.to_disk(folder / "pipeline")
@@ -195,12 +195,12 @@ def calibrate_pipeline(
 
 
 def put_in_force(
-    transformer: "EarlyExitTransformer", exit_point: str | None, *, moved: bool
+    transformer: "EarlyExitTransformer", exit_point: str | None, search: "Search"
 ) -> None:
     """Set the exit setting of a transformer that has new points, and say where it can't be kept.
 
     exit_point (Optional[str]): The point that is wanted; None: the setting that is there.
-    moved (bool): Whether there are new temperatures.
+    search (Search): What was looked for.
     """
     from ..pipeline.exit_setting import FULL_DEPTH
 
@@ -208,10 +208,11 @@ def put_in_force(
     if isinstance(wanted, str):
         if wanted not in transformer.points:
             points = ", ".join(transformer.points)
-            msg.warn(Errors.E036.format(point=wanted, points=points))
+            error = Errors.E036 if wanted in search.points else Errors.E051
+            msg.warn(error.format(point=wanted, points=points))
             wanted = FULL_DEPTH
         wanted = None if wanted == FULL_DEPTH else wanted
-    elif wanted is not None and moved:
+    elif wanted is not None and search.temperatures and getattr(wanted, "needs_tasks", True):
         msg.warn(Errors.E043.format(criterion=wanted))
     transformer.exit = wanted
 

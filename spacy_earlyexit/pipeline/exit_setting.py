@@ -47,21 +47,27 @@ class ExitSetting:
 
     @property
     def exit(self) -> None | str | ExitCriterion:
-        """How words leave: None for full depth, the name of an operating point, or a criterion.
-        What is set here is saved with the pipeline.
+        """How words leave: None or "full" for full depth, the name of an operating point, or a
+        criterion, also as a config's block. What is set here is saved with the pipeline.
+
+        RAISES (ValueError): If it is no setting, does not fit this transformer, or could not be
+            loaded again.
         """
         return self._exit
 
     @exit.setter
-    def exit(self, value: None | str | ExitCriterion) -> None:
+    def exit(self, value: None | str | ExitCriterion | dict[str, Any]) -> None:
         self.resolve(value)
-        self._exit = value
+        if value is None or isinstance(value, str):
+            self._exit = value
+        else:  # by way of its config, which checks what is saved
+            self._exit = _criterion(value if isinstance(value, dict) else value.to_config())
 
     @contextlib.contextmanager
-    def use(self, value: None | str | ExitCriterion) -> Iterator[None]:
+    def use(self, value: None | str | ExitCriterion | dict[str, Any]) -> Iterator[None]:
         """Another exit setting for a while, in this thread (context) only.
 
-        value (Union[None, str, ExitCriterion]): As for `exit`.
+        value (Union[None, str, ExitCriterion, Dict]): As for `exit`.
         """
         token = _override.set({**_override.get(), id(self): self.resolve(value)})
         try:
@@ -75,12 +81,14 @@ class ExitSetting:
         overrides = _override.get()
         return overrides[id(self)] if id(self) in overrides else self.resolve(self._exit)
 
-    def resolve(self, value: None | str | ExitCriterion) -> ExitCriterion | None:
+    def resolve(self, value: None | str | ExitCriterion | dict[str, Any]) -> ExitCriterion | None:
         """What a setting comes to; None is full depth.
 
-        value (Union[None, str, ExitCriterion]): As for `exit`.
+        value (Union[None, str, ExitCriterion, Dict]): As for `exit`.
         RAISES (ValueError): If it is no setting, or does not fit this transformer.
         """
+        if isinstance(value, dict):
+            value = _criterion(value)
         check_exit(value)
         if value is None or value == FULL_DEPTH:
             return None

@@ -92,12 +92,14 @@ def make_transformer(
         TransformerModel, whose settings are taken over.
     tasks (Optional[List[str]]): Tasks that the off-ramps learn. None: those of the components
         behind it; without any, those of tag, pos and ner that the data annotates.
-    exit (Union[None, str, ExitCriterion]): None for full depth, the name of an operating point, or
-        a criterion. Given at load it beats what is stored.
+    exit (Union[None, str, ExitCriterion]): "full" for full depth, the name of an operating point,
+        or a criterion. Given at load it beats what is stored. None: what is stored, else full
+        depth.
     self_sampling (Optional[SelfSampling]): Given: `update` is stage 2. None: stage 1.
     loss (Optional[Callable]): The joint loss, a spacy-earlyexit.JointLoss.v1. None: the paper's.
-    record (List[str]): "uncertainty" and / or "confidence" to keep them for pictures, "trf_data"
-        to set doc._.trf_data also if no component listens.
+    record (List[str]): "uncertainty" and / or "confidence" to keep them on the Doc, where
+        extensions.word_record finds them; "trf_data" to set doc._.trf_data also if no component
+        listens.
     max_batch_items (int): The most sub-word pieces that are encoded at once in prediction.
     precision (str): What the encoder multiplies in at prediction: "float32", or "int8", which is
         faster on a CPU and a little less exact. Nothing is retrained or stored differently.
