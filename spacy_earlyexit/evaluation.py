@@ -3,8 +3,8 @@
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import spacy
 import torch
+from spacy.attrs import ENT_IOB, IS_SPACE, POS, TAG
 from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Corpus, Example
@@ -227,16 +228,14 @@ def count_hits(examples: Sequence[Example]) -> dict[str, np.ndarray]:
 
     examples (Sequence[Example]): Examples with predictions.
     RETURNS (Dict[str, ndarray]): For ents_f, tag_acc, pos_acc and token_f: hits, predicted and gold
-        items of each document, shape (n_docs, 3); nothing where the gold has no annotation.
+        items of each document, shape (n_docs, 3); nothing where the gold has no annotation. Of them
+        follow the scores of spaCy's Scorer, which says what is an item.
     """
-    kinds: dict[str, tuple[str, Callable[[Example], tuple[set[Any], set[Any]]]]] = {
+    kinds: dict[str, tuple[str, Callable[[Example], tuple[Collection[Any], set[Any]]]]] = {
         "ents_f": ("ENT_IOB", _entities),
-        "tag_acc": ("TAG", _in_both(lambda doc: {(t.idx, len(t), t.tag) for t in doc})),
-        "pos_acc": ("POS", _in_both(lambda doc: {(t.idx, len(t), t.pos) for t in doc})),
-        "token_f": (
-            "ORTH",
-            _in_both(lambda doc: {(t.idx, len(t)) for t in doc if not t.is_space}),
-        ),
+        "tag_acc": ("TAG", partial(_token_values, TAG)),
+        "pos_acc": ("POS", partial(_token_values, POS)),
+        "token_f": ("ORTH", _tokens),
     }
     found = {}
     for key, (attribute, items) in kinds.items():
@@ -244,26 +243,49 @@ def count_hits(examples: Sequence[Example]) -> dict[str, np.ndarray]:
         for row, eg in zip(counts, examples, strict=True):
             if eg.reference.has_annotation(attribute):
                 predicted, gold = items(eg)
-                row[:] = len(predicted & gold), len(predicted), len(gold)
+                row[:] = len(gold.intersection(predicted)), len(predicted), len(gold)
         found[key] = counts
     return found
 
 
-def _in_both(items: Callable[[Doc], set[Any]]) -> Callable[[Example], tuple[set[Any], set[Any]]]:
-    """RETURNS (Callable): Gives the items of the predicted and of the gold Doc."""
-    return lambda eg: (items(eg.predicted), items(eg.reference))
+def _tokens(eg: Example) -> tuple[set[Any], set[Any]]:
+    """Predicted and gold tokens by their characters, as Scorer.score_tokenization compares them."""
+    if eg.reference.has_unknown_spaces:
+        return set(), set()
+    predicted, gold = (
+        {(token.idx, len(token)) for token in doc if not token.is_space}
+        for doc in (eg.predicted, eg.reference)
+    )
+    return predicted, gold
 
 
-def _entities(eg: Example) -> tuple[set[Any], set[Any]]:
+def _token_values(attribute: int, eg: Example) -> tuple[set[Any], set[Any]]:
+    """Predicted and gold tokens with their values, as Scorer.score_token_attr compares them: only
+    those that the gold has a value for, and of the predicted ones those that are one gold token.
+    """
+    gold = eg.reference.to_array([attribute]).ravel()
+    values = eg.predicted.to_array([attribute]).ravel()
+    to_gold = eg.alignment.x2y
+    is_space = eg.predicted.to_array([IS_SPACE]).ravel()
+    alone = np.flatnonzero((to_gold.lengths == 1) & (is_space == 0))
+    at = to_gold.data[(np.cumsum(to_gold.lengths) - to_gold.lengths)[alone]]
+    known = gold[at] != 0
+    predicted = set(zip(at[known].tolist(), values[alone][known].tolist(), strict=True))
+    return predicted, {(i, value) for i, value in enumerate(gold.tolist()) if value}
+
+
+def _entities(eg: Example) -> tuple[list[Any], set[Any]]:
     """Predicted and gold entities, both in gold tokens, as spaCy's get_ner_prf compares them: where
-    words are cut differently, a predicted one is that of the gold tokens that it touches.
+    words are cut differently, a predicted one is that of the gold tokens that it touches, so that
+    several can be the same; one that touches a token without gold is none.
     """
     to_gold = eg.alignment.x2y
-    predicted = set()
+    iob = eg.reference.to_array([ENT_IOB]).ravel()
+    predicted = []
     for ent in eg.predicted.ents:
         at = to_gold[ent.start : ent.end]
-        if len(at):
-            predicted.add((ent.label_, int(at[0]), int(at[-1]) + 1))
+        if len(at) and iob[at[0] : at[-1] + 1].all():
+            predicted.append((ent.label_, int(at[0]), int(at[-1]) + 1))
     return predicted, {(ent.label_, ent.start, ent.end) for ent in eg.reference.ents}
 
 

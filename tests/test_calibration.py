@@ -10,6 +10,8 @@ import pytest
 import spacy
 import torch
 from conftest import TEXTS, make_encoder, make_examples, make_nlp
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pipelines import halfway
 from spacy.scorer import Scorer, get_ner_prf
 from spacy.tokens import Doc, DocBin
@@ -659,6 +661,39 @@ def test_hits_are_those_of_the_scorer_where_words_are_cut_differently():
     assert hits.tolist() == [[1, 2, 2]], "half of a gold word touches it; the label is wrong"
     n_hits, predicted, n_gold = hits[0]
     assert get_ner_prf([example])["ents_f"] == pytest.approx(2 * n_hits / (predicted + n_gold))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10_000))
+def test_hits_are_those_of_the_scorer_where_gold_is_partial(seed):
+    """Words without gold, words cut differently, whitespace: what counts is what spaCy counts."""
+    draw = np.random.default_rng(seed)
+    vocab = spacy.blank("en").vocab
+
+    def some_doc(tags, ents):
+        cuts = np.flatnonzero(np.append(draw.random(9) < 0.7, True)) + 1
+        words = ["".join("abc defgh "[i:j]) for i, j in zip([0, *cuts[:-1]], cuts, strict=True)]
+        n = len(words)
+        doc = Doc(vocab, words=words, spaces=[False] * n, ents=list(draw.choice(ents, n)))
+        for token, tag in zip(doc, draw.choice(tags, n), strict=True):
+            token.tag_, token.pos_ = str(tag), "NOUN" if tag == "X" else ""
+        return doc
+
+    pairs = [
+        (some_doc(["X", "Y"], ["O", "B-P", "B-Q"]), some_doc(["X", "Y", ""], ["O", "", "B-P"]))
+        for _ in range(4)
+    ]
+    examples = [Example(*pair) for pair in pairs]
+    expected = {
+        "ents_f": get_ner_prf(examples)["ents_f"],
+        "tag_acc": Scorer.score_token_attr(examples, "tag")["tag_acc"],
+        "pos_acc": Scorer.score_token_attr(examples, "pos")["pos_acc"],
+        "token_f": Scorer.score_tokenization(examples)["token_f"],
+    }
+    for key, counts in count_hits(examples).items():
+        hits, predicted, gold = counts.sum(axis=0)
+        found = 2 * hits / (predicted + gold) if predicted + gold else None
+        assert found == (expected[key] and pytest.approx(expected[key])), key
 
 
 def gold_words():
