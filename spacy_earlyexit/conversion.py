@@ -128,19 +128,18 @@ def convert(
                 Errors.E036.format(point=point, points=", ".join([FULL_DEPTH, *transformer.points]))
             )
             point = FULL_DEPTH
-        systems = [System("original", original), System("full depth", nlp, transformer, FULL_DEPTH)]
-        systems += [System(at, nlp, transformer, at) for at in transformer.points]
-        rows = compare(systems, folder / "dev.spacy", repeats=repeats)
-        in_force = "full depth" if point == FULL_DEPTH else point
-        for row in rows:
-            row["in_force"] = row["system"] == in_force
-
         transformer.exit = None if point == FULL_DEPTH else point
         # How this command trained is of no use to anybody: its data are gone.
         for section, value in source_config.items():
             nlp.config[section] = value
         nlp.to_disk(folder / "pipeline")
         put(folder / "pipeline", output, folder / "replaced")
+
+        systems = [System("original", original), System("full depth", nlp, transformer, FULL_DEPTH)]
+        systems += [System(at, nlp, transformer, at) for at in transformer.points]
+        rows = compare(systems, folder / "dev.spacy", repeats=repeats)
+    for row in rows:
+        row["in_force"] = row["system"] == ("full depth" if point == FULL_DEPTH else point)
     return rows
 
 

@@ -425,6 +425,8 @@ def test_errors_of_the_command(stock, corpora, tmp_path):
     assert code == 1 and "none" in out
     code, out = run_cli(stock, train, "-o", tmp_path / "new", "--speedups", "2;3")
     assert code == 1 and "numbers with commas between them" in out
+    code, out = run_cli(stock, train, "-o", tmp_path / "new", "--repeats", "-1")
+    assert code == 2 and "--repeats" in out
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("here")
     for path in (tmp_path / "full", tmp_path / "full" / "file"):
@@ -437,7 +439,7 @@ def test_errors_of_the_command(stock, corpora, tmp_path):
 
 
 def test_nothing_is_left_when_it_fails(stock, corpora, tmp_path, monkeypatch, capfd):
-    """A kept pipeline stays as it was, even if the very last step goes wrong."""
+    """A kept pipeline stays as it was; one that was trained is kept, even if it can't be timed."""
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").write_text("here")
 
@@ -445,11 +447,17 @@ def test_nothing_is_left_when_it_fails(stock, corpora, tmp_path, monkeypatch, ca
         raise RuntimeError("on purpose")
 
     monkeypatch.setattr(module, "train_offramps", lambda nlp, **kwargs: nlp)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "put", fail)  # the very last step
+        with pytest.raises(RuntimeError, match="on purpose"):
+            convert(stock, corpora / "train.spacy", tmp_path / "kept", force=True, stage2_steps=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert (tmp_path / "kept" / "file").read_text() == "here"
     monkeypatch.setattr(module, "compare", fail)
     with pytest.raises(RuntimeError, match="on purpose"):
         convert(stock, corpora / "train.spacy", tmp_path / "kept", force=True, stage2_steps=0)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
-    assert (tmp_path / "kept" / "file").read_text() == "here"
+    assert find_transformer(spacy.load(tmp_path / "kept")).exit is None
 
 
 def test_what_is_replaced_comes_back_if_the_rename_fails(tmp_path):

@@ -59,7 +59,7 @@ def convert_cli(
     point: Annotated[
         str, typer.Option(help="The operating point in force in the new pipeline, or 'full'")
     ] = "2x",
-    repeats: Annotated[int, typer.Option(help="Timed rounds (medians); 0: scores only")] = 3,
+    repeats: Annotated[int, typer.Option(help="Timed rounds (medians); 0: scores only", min=0)] = 3,
     seed: Annotated[int, typer.Option(help="Random seed")] = 0,
     gpu_id: GpuId = -1,
     force: Force = False,
