@@ -1,6 +1,5 @@
 """Long documents: how far the speed-up of single sentences carries over, and cost per word."""
 
-import resource
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from spacy.util import registry
 from systems import train_plain
 from wasabi import msg
 
-from spacy_earlyexit.benchmarking import header
+from spacy_earlyexit.benchmarking import header, peak_memory
 from spacy_earlyexit.cli.tables import print_table
 from spacy_earlyexit.evaluation import bare_doc, find_transformer, measure_points
 from spacy_earlyexit.files import write_json
@@ -121,7 +120,7 @@ def length_cli(
             {
                 "words": length,
                 "microseconds_per_word": 1e6 * sorted(seconds)[repeats // 2] / length,
-                "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
+                "peak_mb": peak_memory(),
             }
         )
     base = next((r["microseconds_per_word"] for r in rows if r["words"] == 1_000), None)

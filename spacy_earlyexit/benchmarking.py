@@ -26,11 +26,19 @@ from typing import Any, Protocol
 import numpy as np
 import spacy
 import torch
+from spacy.cli._util import import_code
 from spacy.tokens import Doc
-from spacy.training import Corpus, Example
+from spacy.training import Example
 from tqdm import tqdm
 
-from .evaluation import bare_doc, cpu_name, depth_scores, find_transformer
+from .evaluation import (
+    bare_doc,
+    cpu_name,
+    depth_scores,
+    find_transformer,
+    read_examples,
+    retokenizers,
+)
 
 FORMAT = "spacy-earlyexit.benchmark.v1"
 SPACY_SYSTEM = "spacy_earlyexit.benchmarking:SpacySystem"
@@ -89,6 +97,7 @@ class SpacySystem:
     precision (str): That of its earlyexit_transformer.
     batch_sizes (Sequence[int]): Tried out on part of the data, the fastest is taken. Empty: the
         pipeline's own.
+    code (Optional[str]): Python file with registered functions to import first.
     """
 
     def __init__(
@@ -97,7 +106,9 @@ class SpacySystem:
         exit: str | None = None,
         precision: str = "float32",
         batch_sizes: Sequence[int] = (),
+        code: str | None = None,
     ):
+        import_code(code)
         self.nlp = spacy.load(path)
         self.batch_sizes = list(batch_sizes)
         self.batch_size: int | None = None
@@ -109,6 +120,8 @@ class SpacySystem:
         transformer.precision = precision
 
     def prepare(self, docs: Sequence[Doc]) -> list[Doc]:
+        if retokenizers(self.nlp):  # it makes the words itself
+            return [self.nlp.make_doc(doc.text) for doc in docs]
         return [bare_doc(doc, sentences=False, vocab=self.nlp.vocab) for doc in docs]
 
     def run(self, prepared: list[Doc]) -> list[Doc]:
@@ -136,7 +149,7 @@ def _serve(connection: Connection, row: Row, limit: int, threads: int) -> None:
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         module, _, name = row.kind.partition(":")
         system: System = getattr(importlib.import_module(module), name)(**row.settings)
-        examples = list(Corpus(row.test, gold_preproc=True, limit=limit)(spacy.blank("xx")))
+        examples = read_examples(spacy.blank("xx"), Path(row.test), gold_preproc=True, limit=limit)
         docs = [bare_doc(eg.predicted, sentences=False) for eg in examples]
         connection.send(("loaded", sum(map(len, docs))))
         predictions: Any = None
@@ -163,28 +176,42 @@ def _serve(connection: Connection, row: Row, limit: int, threads: int) -> None:
                 )
                 answer["batch_size"] = getattr(system, "batch_size", None)
             elif order == "memory":
-                # In kilobytes on Linux, in bytes on macOS.
-                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-                answer = peak / (2**20 if sys.platform == "darwin" else 2**10)
+                answer = peak_memory()
             else:
                 return
             connection.send((order, answer))
+    except (OSError, ValueError) as error:  # the message says it all
+        connection.send(("failed", str(error)))
     except Exception:
         connection.send(("failed", traceback.format_exc()))
 
 
-def _scores(examples: Sequence[Example]) -> dict[str, Any]:
-    """Scores in [0, 1] of what the gold annotates, and the MAC speed-up if there is one.
+def peak_memory() -> float:
+    """RETURNS (float): The most memory that this process has had, in MB; loading is part of it."""
+    try:
+        # Not ru_maxrss, which begins with that of the process that started this one.
+        status = Path("/proc/self/status").read_text(encoding="utf8")
+        return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
+    except OSError:  # not on Linux
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
-    Names count only where a system looks for them.
+
+def _scores(examples: Sequence[Example]) -> dict[str, Any]:
+    """Scores in [0, 1] of what the gold annotates and the system looks for, and the MAC speed-up if
+    there is one.
     """
     from spacy.scorer import Scorer, get_ner_prf
 
     found: dict[str, Any] = {}
-    if any(eg.predicted.has_annotation("ENT_IOB") for eg in examples):
+    predicted = [eg.predicted for eg in examples]
+    if any(doc.has_annotation("ENT_IOB") for doc in predicted):
         found["ents_f"] = get_ner_prf(examples)["ents_f"]
     for attribute in ("tag", "pos"):
-        found.update(Scorer.score_token_attr(examples, attribute))
+        if any(doc.has_annotation(attribute.upper()) for doc in predicted):
+            found.update(Scorer.score_token_attr(examples, attribute))
+    if any(len(eg.predicted) != len(eg.reference) for eg in examples):  # it makes the words itself
+        found.update(Scorer.score_tokenization(examples))
     scores = {key: value for key, value in found.items() if key in _SCORES and value is not None}
     depth = depth_scores(examples)
     if depth["exit_layer_mean"]:
@@ -280,14 +307,15 @@ def _run_corpus(
         for worker in workers:
             worker.stop()
     results: list[dict[str, Any]] = []
-    medians = {row.name: statistics.median(s) for row, s in zip(rows, seconds, strict=True)}
+    medians = [statistics.median(times) for times in seconds]
+    median_of = dict(zip([row.name for row in rows], medians, strict=True))
     for i, row in enumerate(rows):
         n_words = workers[i].n_words
-        median = medians[row.name]
+        median = medians[i]
         score = scores[i]
         mac_speedup, batch_size = score.pop("mac_speedup", None), score.pop("batch_size")
         latency = np.median(np.asarray(single[i]), axis=0) if single[i] and single[i][0] else []
-        base = medians.get(row.baseline) if row.baseline else None
+        base = median_of.get(row.baseline) if row.baseline else None
         results.append(
             {
                 "system": row.system,

@@ -37,8 +37,8 @@ class Errors:
     )
     E011 = (
         "Unknown task '{task}'. Registered tasks: {tasks}. Fix `tasks` in "
-        "[components.{component}], or register a class under the entry point group "
-        "'spacy_earlyexit_tasks'."
+        "[components.{component}], name the file that registers it with --code, or register a "
+        "class under the entry point group 'spacy_earlyexit_tasks'."
     )
     E012 = (
         "Can't tell which tasks '{name}' should learn to exit by: `tasks` is null, no component "
@@ -179,6 +179,10 @@ class Errors:
         "'{name}' learns to join characters, but [corpora.{corpus}] makes the gold words of the "
         "text (gold_preproc = true), of which it would only learn that nothing is to be joined. "
         "Set gold_preproc = false there."
+    )
+    E052 = (
+        "'{name}' joins characters into words, and gold tokens are words already: its text has to "
+        "be read anew. Leave --gold-preproc out."
     )
     E048 = (
         "The encoder '{name}' has {setting} = {value!r} in its config, but only {expected!r} is "

@@ -121,7 +121,7 @@ def fresh_docs(transformer: "EarlyExitTransformer", examples: Sequence[Example])
         raise ValueError(Errors.E045.format(name=transformer.name))
     finders = {"token.is_sent_start", "doc.sents"}
     found = any(finders & set(nlp.get_pipe_meta(name).assigns) for name in nlp.pipe_names)
-    if any(nlp.get_pipe_meta(name).retokenizes for name in nlp.pipe_names):
+    if retokenizers(nlp):
         docs = [nlp.make_doc(eg.predicted.text) for eg in examples]
     else:
         docs = [bare_doc(eg.predicted, sentences=not found) for eg in examples]
@@ -129,6 +129,31 @@ def fresh_docs(transformer: "EarlyExitTransformer", examples: Sequence[Example])
     if at > 0:
         docs = list(nlp.pipe(docs, disable=nlp.pipe_names[at:]))
     return docs
+
+
+def retokenizers(nlp: Language) -> list[str]:
+    """RETURNS (List[str]): The enabled components that make other tokens of those they get."""
+    return [name for name in nlp.pipe_names if nlp.get_pipe_meta(name).retokenizes]
+
+
+def read_examples(
+    nlp: Language, path: Path, *, gold_preproc: bool = False, limit: int = 0
+) -> list[Example]:
+    """Data for a pipeline, as spacy.Corpus.v1 reads them.
+
+    path (Path): The data (.spacy).
+    gold_preproc (bool): Gold tokens and sentences.
+    limit (int): First documents only, 0 for all.
+    RETURNS (List[Example]): The examples.
+    RAISES (ValueError): If the pipeline makes words itself and would get gold words, or there is no
+        word in the data.
+    """
+    if gold_preproc and retokenizers(nlp):
+        raise ValueError(Errors.E052.format(name=retokenizers(nlp)[0]))
+    examples = list(Corpus(path, gold_preproc=gold_preproc, limit=limit)(nlp))
+    if all(token.is_space for eg in examples for token in eg.predicted):
+        raise ValueError(Errors.E042.format(path=path))
+    return examples
 
 
 def component_scores(
@@ -429,23 +454,20 @@ def evaluate(
     names = list(dict.fromkeys(["full", *(transformer.points if points is None else points)]))
     for name in names:
         transformer.resolve(name)
-    examples = list(Corpus(test_path, gold_preproc=gold_preproc, limit=limit)(nlp))
-    n_words = sum(len(eg.predicted) for eg in examples)
-    if not n_words:
-        raise ValueError(Errors.E042.format(path=test_path))
+    examples = read_examples(nlp, test_path, gold_preproc=gold_preproc, limit=limit)
     rows = measure_points(nlp, transformer, examples, {n: n for n in names}, repeats=repeats)
     for row in rows:
         on_dev = transformer.points.get(row["point"], {})
         row.update({key: on_dev[key] for key in ("dev_score", "dev_speedup") if key in on_dev})
     if raw_text:
-        texts = list(Corpus(test_path, gold_preproc=False, limit=limit)(nlp))
+        texts = read_examples(nlp, test_path, limit=limit)
         rows += measure_points(nlp, transformer, texts, {"full, raw text": None}, repeats=0)
     return {
         "format": FORMAT,
         "pipeline": str(pipeline),
         "test": test_path.name,
         "documents": len(examples),
-        "words": n_words,
+        "words": sum(len(eg.predicted) for eg in examples),
         "tokens": "gold" if gold_preproc else "spaCy's",
         "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
         "versions": {name: version(name) for name in ("spacy", "torch", "spacy-earlyexit")},

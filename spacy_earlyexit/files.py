@@ -32,12 +32,26 @@ def write_json(path: Path, data: Any) -> None:
     write_bytes(path, (json.dumps(data, indent=2) + "\n").encode("utf8"))
 
 
+def check_writable(path: Path) -> None:
+    """Before long work: whether a file or folder could be written beside the path.
+
+    path (Path): What is to be written; its folder is made if need be.
+    RAISES (OSError): If it could not.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent):
+        pass
+
+
 def check_output(output: Path, force: bool) -> None:
-    """RAISES (ValueError): If something is there that must not be replaced."""
-    if output.is_dir() and (force or not any(output.iterdir())):
-        return
-    if output.exists():
+    """RAISES (ValueError, OSError): If something is there that must not be replaced, or the output
+    could not be written.
+    """
+    if not output.is_dir() and output.exists():
         raise ValueError(Errors.E030.format(path=output))
+    if output.is_dir() and any(output.iterdir()) and not force:
+        raise ValueError(Errors.E030.format(path=output))
+    check_writable(output)
 
 
 @contextmanager

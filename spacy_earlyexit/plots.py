@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import Errors
-from .files import write_bytes
+from .files import check_writable, write_bytes
 
 # Without a suffix, a picture is written as both.
 SUFFIXES = (".svg", ".png")
@@ -17,8 +17,10 @@ Points = Sequence[tuple[str, float, float]]
 def check_plots(path: Path) -> None:
     """Before long work: whether a picture could be written.
 
-    RAISES (ValueError): If matplotlib is missing, or the suffix is of no kind of picture.
+    RAISES (ValueError, OSError): If matplotlib is missing, the suffix is of no kind of picture, or
+        its folder can't be written in.
     """
+    check_writable(path)
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
     except ImportError:

@@ -192,7 +192,7 @@ class MultiExitShim(PyTorchShim):
             context = data.get("context", 0)  # of before there was any
             offramps = OffRamps(data["classes"], config.n_layers, config.hidden, context)
             module = MultiExitModule(encoder, offramps)
-        state = safetensors.torch.load(data["state"])
+        state = safetensors.torch.load(data.pop("state"))  # no longer than needed: it is as large
         # Pipelines of before there were temperatures.
         state.setdefault("offramps.temperature", torch.ones(offramps.temperature.shape))
         module.load_state_dict(state, assign=True)

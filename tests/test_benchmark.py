@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -12,10 +13,11 @@ import srsly
 import torch
 from conftest import ROOT, make_examples
 from spacy.tokens import Doc, DocBin
+from spacy.training import Example
 from test_cli import run_cli
 from typer.testing import CliRunner
 
-from spacy_earlyexit import architectures
+from spacy_earlyexit import architectures, benchmarking
 from spacy_earlyexit.benchmarking import LATENCY_WORDS, Row, benchmark, table
 from spacy_earlyexit.criteria import TokenExit
 
@@ -86,6 +88,8 @@ def test_cli_times_points_and_precisions(pipeline, corpus, tmp_path):
     [
         (["--points", "9x"], "Unknown operating point '9x'"),
         (["--precisions", "int4"], "`precision`"),
+        (["--points", ""], "`points` has to be a name"),
+        (["--precisions", ","], "`precisions` has to be a name"),
     ],
 )
 def test_cli_says_what_is_wrong_before_anything_runs(pipeline, corpus, args, message):
@@ -97,6 +101,57 @@ def test_a_system_that_fails_is_named(corpus):
     row = Row("theirs", "fast", "tiny", str(corpus), settings={"path": "/no/such/pipeline"})
     with pytest.raises(RuntimeError, match=r"theirs, fast \(tiny\) failed:[\s\S]*no/such/pipeline"):
         benchmark([row], repeats=1, threads=1)
+
+
+def test_a_message_needs_no_traceback(pipeline, tmp_path):
+    """Data without words; the same pipeline twice is one."""
+    path = tmp_path / "space.spacy"
+    DocBin(docs=[Doc(spacy.blank("en").vocab, words=["\n"])]).to_disk(path)
+    code, out = run_cli("benchmark", path, pipeline, pipeline, "--points", "full")
+    assert code == 1 and "no words to evaluate on" in out and "Traceback" not in out
+
+
+def test_rows_of_one_name_do_not_mix(monkeypatch):
+    """Nor do they take their scores for 0 where nothing is predicted."""
+
+    class FakeWorker:
+        n_words = 100
+        answers = iter((1.0, 2.0))
+
+        def __init__(self, row, limit, threads):
+            self.answer = next(self.answers)
+
+        def ask(self, order):
+            answers = {"run": self.answer, "one by one": [self.answer], "memory": 1.0}
+            return answers.get(order, {"batch_size": None})
+
+        def stop(self):
+            pass
+
+    monkeypatch.setattr(benchmarking, "Worker", FakeWorker)
+    rows = benchmark([Row("a", "", "tiny", "t.spacy")] * 2, repeats=3, threads=1)["rows"]
+    assert [row["words_per_second"] for row in rows] == [100.0, 50.0]
+    assert [(row["score"], row["tag_acc"]) for row in rows] == [(None, None)] * 2
+
+
+def test_scores_are_of_what_is_predicted():
+    vocab = spacy.blank("en").vocab
+    gold = Doc(vocab, words=["a", "b"], tags=["X", "Y"], pos=["NOUN", "VERB"], ents=["B-P", "O"])
+    tagged = Doc(vocab, words=["a", "b"], tags=["X", "X"])
+    assert benchmarking._scores([Example(tagged, gold)]) == {"tag_acc": 0.5}
+    cut = Doc(vocab, words=["a", "b", "c"], spaces=[True, False, False])
+    joined = Doc(vocab, words=["a", "bc"], spaces=[True, False])
+    found = benchmarking._scores([Example(cut, joined)])
+    assert found == {"token_f": pytest.approx(2 * 1 / 5)}
+
+
+def test_memory_is_not_that_of_the_process_before():
+    """Which starts the processes of the systems, and may have loaded much."""
+    before = bytearray(b"1" * (800 * 2**20))
+    command = "from spacy_earlyexit.benchmarking import peak_memory; print(peak_memory())"
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, check=True)
+    assert len(before) > 2**29
+    assert 100 < float(done.stdout) < 700
 
 
 @pytest.fixture(scope="module")

@@ -721,6 +721,27 @@ def test_evaluate_nothing(stored, tmp_path):
     DocBin().to_disk(tmp_path / "empty.spacy")
     with pytest.raises(ValueError, match="no words to evaluate on"):
         evaluate(stored, tmp_path / "empty.spacy")
+    DocBin(docs=[Doc(spacy.blank("en").vocab, words=["\n"])]).to_disk(tmp_path / "space.spacy")
+    for command in ("evaluate", "calibrate"):
+        args = ["-o", tmp_path / "out"]
+        code, out = run_cli(command, stored, tmp_path / "space.spacy", *args)
+        assert code == 1 and "no words to evaluate on" in out
+
+
+def test_outputs_that_cannot_be_written_are_no_surprise_at_the_end(
+    stored, dev, tmp_path, monkeypatch
+):
+    """Said before any work is done."""
+    monkeypatch.setattr(spacy, "load", None)
+    file = tmp_path / "file"
+    file.write_text("")
+    code, out = run_cli("evaluate", stored, dev, "-o", tmp_path)
+    assert code == 2 and "is a directory" in out
+    for command, option in (("evaluate", "-o"), ("evaluate", "--plot"), ("calibrate", "-o")):
+        code, out = run_cli(command, stored, dev, option, file / "below.svg")
+        assert code == 1 and "file" in out
+    code, out = run_cli("benchmark", dev, stored, "--json", file / "below.json")
+    assert code == 1 and "file" in out
 
 
 # --- cost ----------------------------------------------------------------------------------

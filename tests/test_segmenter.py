@@ -8,11 +8,13 @@ import spacy
 from conftest import make_encoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spacy.tokens import Doc, Span, SpanGroup, Token
+from spacy.tokens import Doc, DocBin, Span, SpanGroup, Token
 from spacy.training import Corpus, Example
 from spacy_transformers.data_classes import TransformerData
+from test_cli import run_cli
 from thinc.types import Ragged
 
+from spacy_earlyexit.benchmarking import SpacySystem
 from spacy_earlyexit.characters import CharacterTokenizer
 from spacy_earlyexit.criteria import FixedExit
 from spacy_earlyexit.evaluation import measure_points
@@ -489,6 +491,20 @@ def test_pipe_in_processes(trained):
     assert [words_of(doc) for doc, _ in pairs] == [text.split("|") for text, _ in SENTENCES]
     assert [context for _, context in pairs] == list(range(len(texts)))
     assert all(doc._.exit_layers == [4] * len(doc) for doc, _ in pairs)
+
+
+def test_gold_words_are_no_input(trained, tmp_path):
+    """Neither for evaluation and calibration, which say so, nor for the benchmark's system."""
+    trained.to_disk(tmp_path / "pipeline")
+    gold = make_gold(trained.vocab)
+    DocBin(docs=gold).to_disk(tmp_path / "gold.spacy")
+    for command in ("evaluate", "calibrate"):
+        args = (tmp_path / "pipeline", tmp_path / "gold.spacy", "-o", tmp_path / "out", "-G")
+        code, out = run_cli(command, *args)
+        assert code == 1 and "Leave --gold-preproc out" in out
+    system = SpacySystem(str(tmp_path / "pipeline"))
+    done = system.annotated(gold, system.run(system.prepare(gold)))
+    assert [words_of(doc) for doc in done] == [text.split("|") for text, _ in SENTENCES]
 
 
 def test_thresholds_and_tables(trained):

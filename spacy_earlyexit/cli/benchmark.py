@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 from wasabi import msg
 
-from .options import Limit
+from ..errors import Errors
+from .options import CodePath, Limit
 from .tables import parse_list, print_table
 
 
@@ -25,32 +26,47 @@ def benchmark_cli(
     repeats: Annotated[int, typer.Option(help="Timed rounds (medians)", min=1)] = 5,
     limit: Limit = 0,
     threads: Annotated[int, typer.Option(help="torch's threads, 0 for all cores", min=0)] = 0,
-    json_path: Annotated[Path | None, typer.Option("--json", help="File for the figures")] = None,
+    json_path: Annotated[
+        Path | None, typer.Option("--json", help="File for the figures", dir_okay=False)
+    ] = None,
+    code_path: CodePath = None,
 ) -> None:
     """Time pipelines against each other on the same gold tokens: words per second, latency and
     memory, with accuracy in the same row. Each pipeline and setting runs in a process of its own,
     in turns.
     """
-    from ..benchmarking import Row, benchmark
-    from ..files import write_json
+    from spacy.cli._util import import_code
 
+    from ..benchmarking import Row, benchmark
+    from ..files import check_writable, write_json
+
+    import_code(code_path)
     try:
+        if json_path is not None:
+            check_writable(json_path)
         exits = parse_list(points, "points", str, "names with commas between them")
         kinds = parse_list(precisions, "precisions", str, "names with commas between them")
         rows: list[Row] = []
-        for pipeline in pipelines:
-            rows += pipeline_rows(pipeline, test_path, exits, kinds)
+        for setting, values in (("points", exits), ("precisions", kinds)):
+            if not values:
+                raise ValueError(Errors.E019.format(setting=setting, expected="a name", value=""))
+        for pipeline in dict.fromkeys(pipelines):
+            rows += pipeline_rows(pipeline, test_path, exits, kinds, code_path)
         results = benchmark(rows, repeats=repeats, limit=limit, threads=threads)
+        print_results(results)
+        if json_path is not None:
+            write_json(json_path, results)
+            msg.good(f"Saved the figures to {json_path}")
     except (OSError, ValueError, RuntimeError) as error:
         msg.fail("Can't run the benchmark", str(error), exits=1)
-    print_results(results)
-    if json_path is not None:
-        write_json(json_path, results)
-        msg.good(f"Saved the figures to {json_path}")
 
 
 def pipeline_rows(
-    pipeline: str, test_path: Path, exits: list[str], precisions: list[str]
+    pipeline: str,
+    test_path: Path,
+    exits: list[str],
+    precisions: list[str],
+    code_path: Path | None = None,
 ) -> list[Any]:
     """The rows of a pipeline: one, or one per exit setting and precision.
 
@@ -62,17 +78,18 @@ def pipeline_rows(
     from ..evaluation import find_transformer
 
     common = {"corpus": test_path.stem, "test": str(test_path)}
+    load = {"path": pipeline, "code": None if code_path is None else str(code_path)}
     nlp = spacy.load(pipeline)
     try:
         transformer = find_transformer(nlp)
     except ValueError:
-        return [Row(system=pipeline, setting="", settings={"path": pipeline}, **common)]
+        return [Row(system=pipeline, setting="", settings=load, **common)]
     rows = []
     for precision in precisions:
         for name in exits:
             transformer.precision = precision  # says what is wrong before anything runs
             transformer.resolve(name)
-            settings = {"path": pipeline, "exit": name, "precision": precision}
+            settings = {**load, "exit": name, "precision": precision}
             rows.append(
                 Row(
                     system=pipeline,

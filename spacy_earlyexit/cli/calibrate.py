@@ -160,10 +160,9 @@ def calibrate_pipeline(
     RAISES (ValueError): If a setting is impossible, or data or pipeline do not fit.
     """
     import spacy
-    from spacy.training import Corpus
 
     from ..calibration import calibrate
-    from ..evaluation import find_transformer
+    from ..evaluation import find_transformer, read_examples
     from ..files import beside, check_output, put
     from ..pipeline.exit_setting import FULL_DEPTH
     from ..plots import check_plots, plot_scores
@@ -177,7 +176,7 @@ def calibrate_pipeline(
     if exit_point is not None and exit_point not in known:
         expected = f"one of {', '.join(known)}"
         raise ValueError(Errors.E019.format(setting="exit", expected=expected, value=exit_point))
-    examples = list(Corpus(dev_path, gold_preproc=gold_preproc, limit=limit)(nlp))
+    examples = read_examples(nlp, dev_path, gold_preproc=gold_preproc, limit=limit)
     found = calibrate(transformer, examples, search)
     measured = {FULL_DEPTH: found.full, **found.points}
     points = {name: point.to_point() for name, point in measured.items()}

@@ -16,7 +16,8 @@ def evaluate_cli(
     pipeline: Annotated[str, typer.Argument(help="Folder or package of a trained pipeline")],
     test_path: Annotated[Path, typer.Argument(help="Test data (.spacy)", exists=True)],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="JSON file for the figures")
+        Path | None,
+        typer.Option("--output", "-o", help="JSON file for the figures", dir_okay=False),
     ] = None,
     points: Annotated[
         str, typer.Option(help="Operating points, with commas; without it, all that there are")
@@ -37,7 +38,7 @@ def evaluate_cli(
     from spacy.cli._util import import_code, setup_gpu
 
     from ..evaluation import evaluate
-    from ..files import write_json
+    from ..files import check_writable, write_json
     from ..plots import check_plots, plot_scores
 
     import_code(code_path)
@@ -45,6 +46,8 @@ def evaluate_cli(
     try:
         if plot is not None:
             check_plots(plot)
+        if output is not None:
+            check_writable(output)
         figures = evaluate(
             pipeline,
             test_path,
@@ -54,16 +57,16 @@ def evaluate_cli(
             limit=limit,
             repeats=repeats,
         )
+        print_figures(figures)
+        if output is not None:
+            write_json(output, figures)
+            msg.good(f"Saved the figures to {output}")
+        if plot is not None:
+            rows = [row for row in figures["rows"] if row["scores"]]
+            shown = [(r["point"], r["exit_speedup"], mean_score(r)) for r in rows]
+            plot_scores(plot, shown, title=f"{pipeline} on {figures['test']}")
     except (OSError, ValueError) as error:
         msg.fail(f"Can't evaluate the pipeline '{pipeline}'", str(error), exits=1)
-    print_figures(figures)
-    if plot is not None:
-        rows = [row for row in figures["rows"] if row["scores"]]
-        shown = [(r["point"], r["exit_speedup"], mean_score(r)) for r in rows]
-        plot_scores(plot, shown, title=f"{pipeline} on {figures['test']}")
-    if output is not None:
-        write_json(output, figures)
-        msg.good(f"Saved the figures to {output}")
 
 
 def mean_score(row: dict[str, Any]) -> float:
