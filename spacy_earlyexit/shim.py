@@ -1,13 +1,13 @@
 """The shim between thinc and the torch module: its bytes and its optimiser steps."""
 
 import copy
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
 import safetensors.torch
-import srsly
 import torch
 from thinc.api import Optimizer, get_torch_default_device, torch2xp, xp2torch
 from thinc.shims import PyTorchShim
@@ -17,6 +17,9 @@ from .encoders import Encoder, EncoderConfig, quantize
 from .engine import MultiExitModule
 from .errors import Errors, Warnings
 from .offramps import OffRamps
+
+# Under this name the header of the weights has everything else.
+_ABOUT = "multi_exit"
 
 
 class MultiExitShim(PyTorchShim):
@@ -168,33 +171,34 @@ class MultiExitShim(PyTorchShim):
         return copied
 
     def to_bytes(self) -> bytes:
+        """RETURNS (bytes): safetensors, with what else is needed in their header; empty before
+        there are weights.
+        """
         if self._model is None:
-            return srsly.msgpack_dumps(None)
+            return b""
         encoder, offramps = self._model.encoder, self._model.offramps
+        about = {
+            "encoder": encoder.config.to_dict(),
+            "classes": offramps.classes,
+            "context": offramps.context,
+        }
         state = {n: t.detach().cpu().contiguous() for n, t in self._model.state_dict().items()}
-        return srsly.msgpack_dumps(
-            {
-                "encoder": encoder.config.to_dict(),
-                "classes": offramps.classes,
-                "context": offramps.context,
-                "state": safetensors.torch.save(state),
-            }
-        )
+        return safetensors.torch.save(state, metadata={_ABOUT: json.dumps(about)})
 
     def from_bytes(self, bytes_data: bytes) -> "MultiExitShim":
-        data = srsly.msgpack_loads(bytes_data)
-        if data is None:
+        """bytes_data (bytes): What to_bytes gave."""
+        if not bytes_data:
             self._model = self._adam = self._int8 = None
             return self
-        config = EncoderConfig(**data["encoder"])
+        # A safetensors file is the length of its header, the header and the tensors.
+        header = bytes_data[8 : 8 + int.from_bytes(bytes_data[:8], "little")]
+        about = json.loads(json.loads(header)["__metadata__"][_ABOUT])
+        config = EncoderConfig(**about["encoder"])
         with torch.device("meta"):  # the shapes only; the weights come from the bytes
             encoder = Encoder(config)
-            context = data.get("context", 0)  # of before there was any
-            offramps = OffRamps(data["classes"], config.n_layers, config.hidden, context)
+            offramps = OffRamps(about["classes"], config.n_layers, config.hidden, about["context"])
             module = MultiExitModule(encoder, offramps)
-        state = safetensors.torch.load(data.pop("state"))  # no longer than needed: it is as large
-        # Pipelines of before there were temperatures.
-        state.setdefault("offramps.temperature", torch.ones(offramps.temperature.shape))
+        state = safetensors.torch.load(bytes_data)
         module.load_state_dict(state, assign=True)
         self.module = module
         return self

@@ -4,6 +4,7 @@ import gc
 import warnings
 
 import pytest
+import safetensors.torch
 import torch
 from conftest import make_examples, make_nlp
 from thinc.api import Adam
@@ -70,6 +71,10 @@ def test_weights_lie_as_products_read_them(encoder):
                 assert parameter.stride() == (1, len(parameter)), name
     old, new = (shim.module.state_dict(), read.module.state_dict())
     assert all((new[name] == values).all() for name, values in old.items())
+    # Any reader of safetensors reads the bytes.
+    stored = safetensors.torch.load(shim.to_bytes())
+    assert all((stored[name] == values).all() for name, values in old.items())
+    assert read.from_bytes(MultiExitShim().to_bytes()).module is None
 
 
 def test_another_optimizer_starts_afresh(nlp):

@@ -299,7 +299,10 @@ def test_component_with_a_task_that_was_not_trained_at_prediction(nlp):
         ({"model": {"special_share": 1.5}}, r"`special_share`.*\[0, 1\].*1\.5"),
         ({"model": {"reach": -1}}, r"`reach`.*>= 0.*-1"),
         ({"model": {"offramp_context": -1}}, r"`offramp_context`.*>= 0.*-1"),
-        ({"exit": {"@span_getters": "spacy-transformers.doc_spans.v1"}}, r"`exit` has to be null"),
+        (
+            {"exit": {"@span_getters": "spacy-transformers.doc_spans.v1"}},
+            r"`exit` has to be 'full'",
+        ),
         ({"exit": {**TOKEN_BLOCK, "threshold": 1.5}}, r"`threshold`.*\[0, 1\].*1\.5"),
         ({"exit": {**TOKEN_BLOCK, "threshold": [0.5, -0.1]}}, r"`threshold`.*\[0, 1\].*-0\.1"),
         ({"exit": {**TOKEN_BLOCK, "window": -1}}, r"`window`.*>= 0.*-1"),
