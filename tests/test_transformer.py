@@ -461,6 +461,15 @@ def test_labels_given_to_initialize(encoder, tmp_path):
     assert transformer_of(nlp).labels == ("PER", "ORG", "LOC")
 
 
+def test_labels_given_for_one_of_two_tasks(encoder):
+    nlp = untrained(encoder, ["ner", "other"])
+    given = {"ner": ["PER", "ORG", "LOC"], "unused": ["X"]}
+    nlp.config["initialize"]["components"]["transformer"] = {"labels": given}
+    nlp.initialize(lambda: make_examples(nlp))
+    labels = {"ner": ["PER", "ORG", "LOC"], "test_other_ner": ["LOC", "PER"]}
+    assert transformer_of(nlp).label_data == labels
+
+
 # --- init_from -----------------------------------------------------------------------------
 
 
@@ -484,6 +493,14 @@ def test_init_from_takes_weights_labels_and_offramps(trained, stage1):
 def test_init_from_with_labels_in_the_same_order(trained, stage1):
     nlp = from_stage1("unused", stage1, labels={"ner": ["LOC", "PER"]})
     assert same(weights(nlp), weights(trained))
+
+
+def test_init_from_without_text_to_fit_maps_on(encoder, stage1):
+    nlp = untrained(encoder, model={"catch_up": 2})
+    nlp.config["initialize"]["components"]["transformer"] = {"init_from": str(stage1)}
+    space = Doc(nlp.vocab, words=["\n"], ents=["O"])
+    with pytest.raises(ValueError, match="fitted on training text, and there is none"):
+        nlp.initialize(lambda: [Example(space.copy(), space)])
 
 
 def test_init_from_a_folder_that_is_missing(encoder, tmp_path):

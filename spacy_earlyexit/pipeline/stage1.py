@@ -51,7 +51,7 @@ def take_over(
     others = [other for other in config["nlp"]["pipeline"] if other != name]
     stage1 = cast("EarlyExitTransformer", spacy.load(path, exclude=others).get_pipe(name))
     stored = stage1.label_data
-    wanted = labels or {task: stored.get(task, []) for task in transformer.tasks}
+    wanted = {task: {**stored, **(labels or {})}.get(task, []) for task in transformer.tasks}
     if wanted != stored:
         raise ValueError(Errors.E018.format(path=path, old=stored, new=wanted))
     for setting in SHAPES:
@@ -77,6 +77,8 @@ def take_over(
         # A word has at least one row.
         n_words = np.cumsum([len(eg.predicted) for eg in examples])
         enough = int(np.searchsorted(n_words, FIT_ROWS)) + 1
-        docs = [eg.predicted for eg in examples[:enough]]
-        fit_catch_up(module.encoder, model.layers[0].predict(docs), FIT_ROWS)
+        pieces = model.layers[0].predict([eg.predicted for eg in examples[:enough]])
+        if not pieces.n_units:
+            raise fail("the maps of catch_up are fitted on training text, and there is none")
+        fit_catch_up(module.encoder, pieces, FIT_ROWS)
     return stored

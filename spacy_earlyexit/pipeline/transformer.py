@@ -452,7 +452,8 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
 
         get_examples (Callable): Returns a sample of gold examples.
         nlp (Optional[Language]): The pipeline.
-        labels (Optional[Dict[str, List[str]]]): Labels by task, such as `spacy init labels` makes.
+        labels (Optional[Dict[str, List[str]]]): Labels by task, such as `spacy init labels` makes;
+            those of other tasks are collected.
         init_from (Optional[Union[str, Path]]): A trained pipeline whose component of the same name
             gives weights, tokenizer, labels and off-ramps (stage 2 starts from stage 1).
         RAISES (ValueError): If no example has gold for a task, or init_from does not fit.
@@ -471,7 +472,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         if init_from is not None:
             self.cfg["labels"] = take_over(self, Path(init_from), labels, examples)
         else:
-            self.cfg["labels"] = labels or self._collect_labels(self._task_names, examples)
+            self.cfg["labels"] = self._collect_labels(self._task_names, examples, labels or {})
             self.model.attrs["classes"] = {
                 name: task.classes(self.label_data[name])
                 for name, task in self._task_objects().items()
@@ -482,11 +483,13 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         self._check_consumers()
         self._set_widths()
 
-    def _collect_labels(self, tasks: list[str], examples: list[Example]) -> dict[str, list[str]]:
+    def _collect_labels(
+        self, tasks: list[str], examples: list[Example], given: dict[str, list[str]]
+    ) -> dict[str, list[str]]:
         collected = {}
         for name in tasks:
             task = get_task(name, self.name)
-            collected[name] = task.labels(examples)
+            collected[name] = given[name] if name in given else task.labels(examples)
             if not collected[name]:
                 raise ValueError(
                     Errors.E013.format(
