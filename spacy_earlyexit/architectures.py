@@ -3,7 +3,6 @@ inside of a single component.
 """
 
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from spacy.tokens import Doc
-from spacy.util import registry
 from spacy_transformers.data_classes import TransformerData
 from spacy_transformers.layers import TransformerModel, trfs2arrays
 from thinc.api import Model, chain, torch2xp, xp2torch
@@ -19,7 +17,7 @@ from thinc.types import Floats2d, Ragged
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from .criteria import ExitCriterion
+from .criteria import ExitCriterion, read_criterion
 from .encoders import load_encoder
 from .engine import EngineOutput, MultiExitModule, Rules, full_depth_macs, run
 from .errors import Errors
@@ -478,7 +476,7 @@ def _states_forward(
     model: Model, docs: list[Doc], is_train: bool
 ) -> tuple[list[TransformerData], Callable[[list[TransformerData]], list]]:
     transformer = model.layers[0]
-    request = Request(docs, criterion=_criterion(json.dumps(model.attrs["exit"])), states=True)
+    request = Request(docs, criterion=read_criterion(model.attrs["exit"]), states=True)
     output, backprop = transformer(request, is_train)
     plan = plan_of(transformer, output, docs)
 
@@ -487,11 +485,6 @@ def _states_forward(
         return []
 
     return plan.split(torch2xp(output.states.detach())), finish
-
-
-@functools.lru_cache
-def _criterion(block: str) -> ExitCriterion | None:
-    return registry.resolve({"exit": json.loads(block)})["exit"]
 
 
 def replace_listener(

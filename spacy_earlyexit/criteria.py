@@ -1,13 +1,16 @@
 """Exit criteria: which words are certain enough to leave at a layer."""
 
+import functools
+import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from spacy.util import registry
 from torch import Tensor
 
 from .errors import Errors
@@ -254,6 +257,21 @@ def make_fixed_exit(layer: int) -> FixedExit:
     """
     _check_layer("layer", layer)
     return FixedExit(layer)
+
+
+def read_criterion(block: Mapping[str, Any] | None) -> ExitCriterion | None:
+    """The criterion of a config's block, one object for all equal blocks: to resolve one takes as
+    long as a layer does for a sentence.
+
+    block (Optional[Mapping[str, Any]]): What to_config gave; None: full depth.
+    RAISES (ValueError): If it is no such block.
+    """
+    return None if block is None else _read_criterion(json.dumps(block))
+
+
+@functools.lru_cache
+def _read_criterion(block: str) -> ExitCriterion:
+    return registry.resolve({"exit": json.loads(block)})["exit"]
 
 
 def _plain(number: Any) -> Any:

@@ -18,6 +18,7 @@ from pipelines import (
     transformer_of,
 )
 from spacy.lang.en import English
+from spacy.util import registry
 
 from spacy_earlyexit.criteria import FixedExit, SentenceExit, TokenExit
 from spacy_earlyexit.pipeline.exits import find_exits
@@ -195,6 +196,17 @@ def test_wrong_settings_at_run_time(saved, value, message):
 def test_wrong_settings_at_load(saved, value, message):
     with pytest.raises(ValueError, match=message):
         load(saved, value)
+
+
+def test_a_point_is_resolved_once(saved, monkeypatch):
+    """Not for every text, which takes as long as a layer."""
+    nlp = load(saved, "slow")
+    assert depth(nlp) == 3
+    monkeypatch.setattr(registry, "resolve", None)
+    assert depth(nlp) == 3
+    nlp.get_pipe("transformer").points["slow"]["exit"]["layer"] = 2
+    monkeypatch.undo()
+    assert depth(nlp) == 2, "what is in the points counts"
 
 
 def test_use_nests_and_ends(saved):

@@ -321,7 +321,7 @@ def test_rows_are_those_at_each_words_exit(trained_listening):
     with transformer.use(FixedExit(4)):
         deep = transformer.predict([doc])
     assert not torch.allclose(output.states, deep.states)
-    with transformer.use(TokenExit(1.1, window=0)):
+    with transformer.use(TokenExit(1.0, window=0)):
         first = transformer.predict([doc])
     with transformer.use(FixedExit(1)):
         torch.testing.assert_close(first.states, transformer.predict([doc]).states)

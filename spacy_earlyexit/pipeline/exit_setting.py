@@ -10,7 +10,7 @@ from spacy.util import registry
 from thinc.api import Model
 
 from ..architectures import module_of
-from ..criteria import ExitCriterion
+from ..criteria import ExitCriterion, read_criterion
 from ..errors import Errors
 
 FULL_DEPTH = "full"
@@ -96,7 +96,7 @@ class ExitSetting:
             if value not in self.points:
                 points = ", ".join(dict.fromkeys([FULL_DEPTH, *self.points]))
                 raise ValueError(Errors.E009.format(name=value, points=points))
-            value = _criterion(self.points[value]["exit"])
+            value = read_criterion(self.points[value]["exit"])
         if getattr(value, "needs_tasks", True) and not self.tasks:
             raise ValueError(Errors.E023.format(criterion=value, name=self.name))
         value.validate(self.n_layers)  # type: ignore[union-attr]
