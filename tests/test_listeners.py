@@ -8,6 +8,7 @@ import pytest
 import spacy
 import torch
 from conftest import TEXTS, make_encoder
+from pipelines import initialized
 from spacy.tokens import Doc, DocBin, Span
 from spacy.training import Example
 from spacy_transformers.data_classes import TransformerData
@@ -448,11 +449,38 @@ def test_sourcing_into_another_pipeline(trained_listening, tmp_path):
         nlp.add_pipe(name, source=source)
     assert predictions(nlp) == predictions(trained_listening)
     assert nlp.get_pipe("transformer").listening_components == ["tagger", "ner"]
-    # Shared by both pipelines, it belongs to the one that was put together last.
+    # Shared by both pipelines, it serves both; training is about the one put together last.
+    transformer = nlp.get_pipe("transformer")
+    assert transformer.nlp is nlp
     with nlp.select_pipes(disable="ner"):
-        assert nlp.get_pipe("transformer").active_tasks == ["tag"]
-    with source.select_pipes(disable="ner"):
-        assert nlp.get_pipe("transformer").active_tasks == ["tag", "ner"]
+        assert transformer.active_tasks == ["tag", "ner"]
+        assert [name for name, _ in transformer.components_behind()] == ["tagger"]
+        with source.select_pipes(disable="ner"):
+            assert transformer.active_tasks == ["tag"]
+
+
+@pytest.mark.parametrize("kind", ["listens", "reads exits"])
+def test_what_is_sourced_goes_on_where_it_was(trained_listening, encoder, tmp_path, kind):
+    """With fewer components in the new pipeline."""
+
+    def answers(nlp):
+        return [[t.tag_, t.ent_type_, t._.exit_layer] for t in nlp(TEXTS[0][0])]
+
+    trained_listening.to_disk(tmp_path)
+    listens = kind == "listens"
+    source = spacy.load(tmp_path) if listens else initialized(encoder, ["ner", "other"])
+    transformer, last = source.get_pipe("transformer"), source.pipe_names[-1]
+    transformer.exit = TokenExit(0.8, window=0)
+    expected = answers(source)
+    nlp = spacy.blank("en")
+    nlp.add_pipe("transformer", source=source)
+    nlp.add_pipe(last, source=source)
+    assert answers(source) == expected
+    assert nlp(TEXTS[0][0]).has_annotation("ENT_IOB")
+    assert len(transformer.active_tasks) == 2
+    del source
+    gc.collect()
+    assert len(transformer.active_tasks) == 1
 
 
 def test_a_sourced_transformer_learns_and_is_scored(trained_listening, tmp_path):

@@ -31,7 +31,7 @@ from .exit_setting import ExitSetting, check_exit
 from .exits import DocExits, leave_exits
 from .gradients import PendingGradient
 from .stage1 import take_over
-from .upstream import Upstream
+from .upstream import Links, Upstream
 
 DEFAULT_CONFIG = Config().from_str(
     """
@@ -181,7 +181,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         self._task_names = tasks
         self._forget_training()
         self._nlp: Callable[[], Language | None] = weakref.ref(nlp)
-        self.listener_map = {}
+        self._links, self._others = Links(), []
         check_exit(exit)
         self._exit_given = self._exit = exit
         install_extensions()
@@ -460,7 +460,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         """
         validate_get_examples(get_examples, "EarlyExitTransformer.initialize")
         if nlp is not None:
-            self._nlp = weakref.ref(nlp)
+            self._move(nlp)
         self._scrub_config()
         self._forget_training()
         examples = list(get_examples())
@@ -563,11 +563,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         self._settle()
         own = self.__dict__.copy()
         own["_nlp"] = _no_nlp
-        own["_linked"] = [
-            pipe
-            for name, pipe in self.components_behind()
-            if self._feeds(pipe) or name in self.listener_map
-        ]
+        own["_links"], own["_others"] = self._all_links(), []
         own["_pending"] = []
         own["_frozen"] = None
         own["_exit"] = self._exit_here()

@@ -5,6 +5,7 @@ listen to its rows.
 import sys
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from spacy.language import Language
@@ -22,6 +23,18 @@ from .consumer import ExitConsumer
 STOCK_TASKS: dict[type, str] = {Tagger: "tag", Morphologizer: "pos", EntityRecognizer: "ner"}
 
 
+@dataclass
+class Links:
+    """What a pipeline has behind the transformer.
+
+    components (List[Any]): Those that were linked.
+    listeners (Dict[str, List[TransformerListener]]): Listening layers by component.
+    """
+
+    components: list[Any] = field(default_factory=list)
+    listeners: dict[str, list[TransformerListener]] = field(default_factory=dict)
+
+
 class Upstream:
     """What spaCy needs of a component that others listen to, and what follows from who does.
 
@@ -33,6 +46,8 @@ class Upstream:
     cfg: dict[str, Any]
     record: list[str]
     _nlp: Callable[[], Language | None]
+    _links: Links
+    _others: list[tuple[Callable[[], Language | None], Links]]
     _task_names: list[str] | None
 
     @property
@@ -42,16 +57,23 @@ class Upstream:
 
     @property
     def active_tasks(self) -> list[str]:
-        """The tasks that rule the exit and are scored: those whose component is enabled, and those
-        that were learned without any (auxiliary ones). If that leaves none, all of them.
+        """The tasks that rule the exit and are scored: those whose component is enabled, in any
+        pipeline that has this transformer, and those that were learned without any (auxiliary
+        ones). If that leaves none, all of them.
         """
-        enabled = {task for _, pipe in self.components_behind() for task in self.tasks_of(pipe)}
+        enabled = {
+            task
+            for nlp, links in self._pipelines()
+            for _, pipe in self._behind(nlp, links)
+            for task in self._tasks_of(pipe, links)
+        }
         active = [t for t in self.tasks if t in enabled or t in self.cfg["auxiliary"]]
         return active or self.tasks
 
     @property
     def nlp(self) -> Language:
-        """RETURNS (Language): The pipeline it is in.
+        """RETURNS (Language): The pipeline it is in; of several (it was sourced), the one that was
+        put together last, which is the one that training and scores are about.
 
         RAISES (ValueError): If it is in none (in a worker process).
         """
@@ -68,23 +90,49 @@ class Upstream:
         disabled (bool): Also those that are disabled.
         RETURNS (List[Tuple[str, Any]]): Names and components, in order.
         """
-        nlp = self._nlp()
-        if nlp is None or not any(pipe is self for _, pipe in nlp._components):
-            return [(pipe.name, pipe) for pipe in self._linked]
+        return self._behind(self._nlp(), self._links, disabled=disabled)
+
+    def _behind(
+        self, nlp: Language | None, links: Links, *, disabled: bool = False
+    ) -> list[tuple[str, Any]]:
+        """See components_behind; of any pipeline."""
+        if nlp is None or not _has(nlp, self):
+            return [(pipe.name, pipe) for pipe in links.components]
         at = next(i for i, (_, pipe) in enumerate(nlp._components) if pipe is self)
         off = set() if disabled else set(nlp.disabled)
         behind = [part for part in nlp._components[at + 1 :] if part[0] not in off]
         for _, pipe in behind:
-            if not any(pipe is linked for linked in self._linked):
-                self.find_listeners(pipe)
+            if not any(pipe is linked for linked in links.components):
+                self._link(pipe, links)
         return behind
+
+    def _pipelines(self) -> list[tuple[Language | None, Links]]:
+        """The pipelines that this transformer is in, sourced from one another, with their links."""
+        known = [(ref(), links) for ref, links in [*self._others, (self._nlp, self._links)]]
+        found = [(nlp, links) for nlp, links in known if nlp is not None and _has(nlp, self)]
+        nowhere: list[tuple[Language | None, Links]] = [(None, self._links)]
+        return [*found] or nowhere
+
+    def _all_links(self) -> Links:
+        """What reads from it and is enabled, in any pipeline: all that a worker process needs."""
+        found = Links()
+        for nlp, links in self._pipelines():
+            for name, pipe in self._behind(nlp, links):
+                if self._feeds(pipe) or name in links.listeners:
+                    found.components.append(pipe)
+                if name in links.listeners:
+                    found.listeners[name] = links.listeners[name]
+        return found
 
     def tasks_of(self, component: Any) -> list[str]:
         """The tasks that a component needs, if it reads from this transformer."""
+        return self._tasks_of(component, self._links)
+
+    def _tasks_of(self, component: Any, links: Links) -> list[str]:
         if self._feeds(component):
             return component.tasks
         task = STOCK_TASKS.get(type(component))
-        return [task] if task and component.name in self.listener_map else []
+        return [task] if task and component.name in links.listeners else []
 
     def find_tasks(self, examples: Sequence[Example]) -> list[str]:
         """What `initialize` trains: the tasks that are configured; else those of the components
@@ -114,7 +162,11 @@ class Upstream:
         """Whether anything reads the rows: an enabled component that listens, or who asked."""
         if "trf_data" in self.record:
             return True
-        return any(name in self.listener_map for name, _ in self.components_behind())
+        return any(
+            name in links.listeners
+            for nlp, links in self._pipelines()
+            for name, _ in self._behind(nlp, links)
+        )
 
     def _listening(self) -> list[TransformerListener]:
         """The listening layers of the components behind this one that are enabled."""
@@ -130,22 +182,29 @@ class Upstream:
     @property
     def listener_map(self) -> dict[str, list[TransformerListener]]:
         """RETURNS (Dict[str, List[TransformerListener]]): Listening layers by component."""
-        return self._listener_map
+        return self._links.listeners
 
     @listener_map.setter
     def listener_map(self, value: dict[str, list[TransformerListener]]) -> None:
-        self._listener_map = value
-        self._linked: list[Any] = []
         # spaCy assigns {} before it links a pipeline's components anew. Which pipeline that is it
         # does not say; but it is another one than this was made for where this was sourced.
         linking = sys._getframe(1).f_locals.get("self")
         if isinstance(linking, Language):
-            self._nlp = weakref.ref(linking)
+            self._move(linking)
+        self._links = Links(listeners=value)
+
+    def _move(self, nlp: Language) -> None:
+        """From now on this is about another pipeline; those it was in before still get theirs."""
+        known = [*self._others, (self._nlp, self._links)]
+        before = [(ref, links) for ref, links in known if ref() not in (None, nlp)]
+        self._links = next((links for ref, links in known if ref() is nlp), Links())
+        self._others = before
+        self._nlp = weakref.ref(nlp)
 
     @property
     def consumers(self) -> list[ExitConsumer]:
         """RETURNS (List[ExitConsumer]): The linked components that read its exits."""
-        return [pipe for pipe in self._linked if self._feeds(pipe)]
+        return [pipe for pipe in self._links.components if self._feeds(pipe)]
 
     @property
     def listeners(self) -> list[TransformerListener]:
@@ -159,7 +218,12 @@ class Upstream:
 
     def add_listener(self, listener: TransformerListener, component_name: str) -> None:
         """Add a listening layer of a component behind it."""
-        own = self.listener_map.setdefault(component_name, [])
+        self._add_listener(listener, component_name, self._links)
+
+    def _add_listener(
+        self, listener: TransformerListener, component_name: str, links: Links
+    ) -> None:
+        own = links.listeners.setdefault(component_name, [])
         if listener not in own:
             own.append(listener)
         self._set_widths()
@@ -177,7 +241,10 @@ class Upstream:
         """Link a component behind this one if it reads this transformer's exits, or has a layer
         that listens to it (spacy-transformers.TransformerListener.v1).
         """
-        self._linked.append(component)
+        self._link(component, self._links)
+
+    def _link(self, component: Any, links: Links) -> None:
+        links.components.append(component)
         if isinstance(component, ExitConsumer) and component.upstream in ("*", self.name):
             # The last one to say so is the nearest in front.
             component.transformer = cast(Any, self)
@@ -185,7 +252,11 @@ class Upstream:
         if isinstance(model, Model):
             for node in model.walk():
                 if isinstance(node, TransformerListener) and node.upstream_name in ("*", self.name):
-                    self.add_listener(node, component.name)
+                    self._add_listener(node, component.name, links)
 
     def _feeds(self, component: Any) -> bool:
         return isinstance(component, ExitConsumer) and component.transformer is self
+
+
+def _has(nlp: Language, component: Any) -> bool:
+    return any(pipe is component for _, pipe in nlp._components)
