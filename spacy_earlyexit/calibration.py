@@ -134,12 +134,14 @@ class Calibration:
     full (Measurement): Full depth.
     points (Dict[str, Measurement]): The operating points, by name.
     missed (Dict[str, str]): Why there is no point of this name.
+    far (List[str]): Points that are faster than their names say, since no run was nearer.
     runs (List[Measurement]): All runs, full depth too.
     """
 
     full: Measurement
     points: dict[str, Measurement]
     missed: dict[str, str]
+    far: list[str]
     runs: list[Measurement]
 
 
@@ -200,13 +202,15 @@ def calibrate(
     # Every run counts, whatever it was made for.
     fast = [run for run in probe.runs if run.speedup > 1]
     points: dict[str, Measurement] = {}
+    far: list[str] = []
     for speedup in search.speedups:
         at = [run for run in fast if abs(run.speedup / speedup - 1) <= TOLERANCE]
         over = [run for run in fast if run.speedup > speedup]
         if at or over:  # words leave in steps: what is a little faster may be as near as it gets
-            points[search.speed_point(speedup)] = (
-                _choose(at, full) if at else min(over, key=_speedup)
-            )
+            name = search.speed_point(speedup)
+            points[name] = _choose(at, full) if at else min(over, key=_speedup)
+            if not at:
+                far.append(name)
     for loss in search.max_losses:
         enough = [run for run in fast if _loses_at_most(loss, full, run)]
         if enough:
@@ -215,7 +219,7 @@ def calibrate(
             missed[search.loss_point(loss)] = Errors.E041.format(loss=loss, score=full.score)
     missed = {name: reason for name, reason in missed.items() if name not in points}
     transformer.changed = False  # the points are for the weights of now
-    return Calibration(full, points, missed, probe.runs)
+    return Calibration(full, points, missed, far, probe.runs)
 
 
 def _of_each_kind(ranked: Sequence[Candidate]) -> list[Candidate]:

@@ -199,6 +199,14 @@ class Errors:
 
 
 class Warnings:
+    W003 = (
+        "'{name}' has operating points, and now its weights change: their thresholds and the "
+        "temperatures were found for those of before. Find them anew with calibrate."
+    )
+    W004 = (
+        "This pipeline has several earlyexit_transformers ({names}). This is about '{name}'; load "
+        "it with exclude=[…] for another."
+    )
     W001 = (
         "The extension '{attr}' already belongs to something else and is left alone; "
         "the exit layers are then only to be had from {where}."

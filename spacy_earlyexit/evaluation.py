@@ -3,6 +3,7 @@
 import platform
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -19,7 +20,7 @@ from spacy.training import Corpus, Example
 from spacy.vocab import Vocab
 from tqdm import tqdm
 
-from .errors import Errors
+from .errors import Errors, Warnings
 from .extensions import exit_layers, exit_stats
 from .tasks import get_task, is_bio
 
@@ -38,14 +39,17 @@ def find_transformer(nlp: Language) -> "EarlyExitTransformer":
     """The pipeline's (first) earlyexit_transformer, disabled or not.
 
     nlp (Language): The pipeline.
-    RETURNS (EarlyExitTransformer): The component.
+    RETURNS (EarlyExitTransformer): The component; a warning says if there are others.
     RAISES (ValueError): If it has none; the message names what it has.
     """
     from .pipeline.transformer import EarlyExitTransformer
 
-    for _, pipe in nlp.components:
-        if isinstance(pipe, EarlyExitTransformer):
-            return pipe
+    transformers = [pipe for _, pipe in nlp.components if isinstance(pipe, EarlyExitTransformer)]
+    if len(transformers) > 1:
+        names = ", ".join(pipe.name for pipe in transformers)
+        warnings.warn(Warnings.W004.format(names=names, name=transformers[0].name), stacklevel=2)
+    if transformers:
+        return transformers[0]
     found = ", ".join(f"{name} ({nlp.get_pipe_meta(name).factory})" for name in nlp.component_names)
     raise ValueError(
         f"There is no earlyexit_transformer in this pipeline, only: {found or 'nothing'}. "

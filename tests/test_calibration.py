@@ -13,6 +13,7 @@ from conftest import TEXTS, make_encoder, make_examples, make_nlp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pipelines import halfway
+from spacy.cli.package import generate_readme
 from spacy.scorer import Scorer, get_ner_prf
 from spacy.tokens import Doc, DocBin
 from spacy.training import Example
@@ -84,6 +85,10 @@ def test_points_are_measured_and_within_reach(calibrated, dev):
     found, output = calibrated
     assert set(found.points) | set(found.missed) == {"1.5x", "2x", "lossless"}
     assert found.points
+    for name, speedup in (("1.5x", 1.5), ("2x", 2.0)):
+        if name in found.points:
+            near = abs(found.points[name].speedup / speedup - 1) <= measuring.TOLERANCE
+            assert near != (name in found.far)
     nlp = spacy.load(output)
     transformer = nlp.get_pipe("transformer")
     assert list(transformer.points) == ["full", *found.points]
@@ -433,11 +438,42 @@ def test_command(stored, dev, tmp_path):
     transformer = nlp.get_pipe("transformer")
     meta = json.loads((output / "meta.json").read_text())
     assert meta["earlyexit"]["transformer"]["points"] == transformer.points
+    assert meta["earlyexit"]["transformer"]["exit"] == transformer.exit
     assert nlp.meta["earlyexit"] == meta["earlyexit"]
+    for name in transformer.points:
+        assert f"| `{name}` |" in meta["notes"]
     assert transformer.exit == ("1.5x" if "1.5x" in transformer.points else None)
     assert plot.with_suffix(".svg").read_text().startswith("<?xml")
     assert plot.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert spacy.load(stored).get_pipe("transformer").points == {}, "the input stays as it was"
+
+
+def test_meta_follows_the_points(calibrated, tmp_path):
+    """Whatever way they come into a pipeline, and out of it. Other notes stay."""
+    _, fast = calibrated
+    nlp = spacy.load(fast)
+    nlp.meta["notes"] = "Ours.\n\n" + nlp.meta["notes"]
+    transformer = nlp.get_pipe("transformer")
+    name = next(name for name in transformer.points if name != "full")
+    for exit, shown in ((name, f"In force: {name}."), (None, "In force: full depth.")):
+        transformer.exit = exit
+        assert nlp.meta["earlyexit"]["transformer"]["exit"] == exit
+        assert nlp.meta["notes"].startswith("Ours.") and shown in nlp.meta["notes"]
+        assert nlp.meta["notes"].count("### Operating points") == 1
+    nlp.rename_pipe("transformer", "encoder")
+    assert list(nlp.meta["earlyexit"]) == ["encoder"]
+    other = spacy.blank("en")
+    other.add_pipe("encoder", source=nlp)
+    assert list(other.meta["earlyexit"]["encoder"]["points"]) == list(transformer.points)
+    other.to_disk(tmp_path)
+    card = generate_readme(json.loads((tmp_path / "meta.json").read_text()))
+    assert f"| `{name}` |" in card
+    with pytest.warns(UserWarning, match="thresholds and the temperatures were found for those of"):
+        nlp.update(make_examples(nlp), sgd=nlp.create_optimizer())
+    transformer.exit = name
+    nlp.initialize(lambda: make_examples(nlp))
+    assert transformer.points == {} and transformer.exit is None
+    assert "earlyexit" not in nlp.meta and nlp.meta["notes"] == "Ours."
 
 
 def test_add_keeps_points_and_temperatures(calibrated, dev, tmp_path):

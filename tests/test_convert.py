@@ -539,6 +539,8 @@ def test_the_command(stock, original, corpora, tmp_path, monkeypatch):
     nlp = spacy.load(tmp_path / "new")
     transformer = find_transformer(nlp)
     assert list(transformer.points) == ["1.5x"] and transformer.exit == "1.5x"
+    told = nlp.meta["earlyexit"]["transformer"]
+    assert told == {"exit": "1.5x", "points": transformer.points}
     assert nlp.pipe_names == original.pipe_names
     assert transformer.listening_components == ["tagger", "parser", "ner"]
     doc = nlp("Anna Smith lives in New York .")

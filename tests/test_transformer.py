@@ -35,6 +35,7 @@ from transformers import BertTokenizer, MPNetConfig
 
 from spacy_earlyexit.architectures import module_of
 from spacy_earlyexit.criteria import TokenExit
+from spacy_earlyexit.evaluation import find_transformer
 from spacy_earlyexit.pipeline.exits import find_exits
 
 # --- the registry --------------------------------------------------------------------------
@@ -421,6 +422,8 @@ def test_two_transformers_do_not_mix(encoder):
         assert list(find_exits(doc, name).slices) == [task]
         np.testing.assert_array_equal(find_exits(doc, name).scores, alone.scores)
     assert find_exits(doc) is find_exits(doc, "second")
+    with pytest.warns(UserWarning, match=r"several .*\(first, second\). This is about 'first'"):
+        assert find_transformer(nlp) is nlp.get_pipe("first")
     nlp.get_pipe("first")(doc)
     assert find_exits(doc) is find_exits(doc, "first")
     nlp.get_pipe("other").upstream = "third"

@@ -182,7 +182,6 @@ def calibrate_pipeline(
     points = {name: point.to_point() for name, point in measured.items()}
     transformer.cfg["points"] = {**(transformer.points if add else {}), **points}
     put_in_force(transformer, exit_point, search)
-    nlp.meta["earlyexit"] = {transformer.name: {"points": transformer.points}}
     with beside(output) as folder:
         nlp.to_disk(folder / "pipeline")
         put(folder / "pipeline", output, folder / "replaced")
@@ -239,6 +238,9 @@ def print_calibration(found: "Calibration", transformer: "EarlyExitTransformer")
     print_table(rows, header, "l" + "r" * (len(scores) + 3) + "l")
     for name, reason in found.missed.items():
         msg.warn(f"No point {name}: {reason}")
+    for name in found.far:
+        speedup = f"{found.points[name].speedup:.2f}x"
+        msg.warn(f"The point {name} is at {speedup}: no run was nearer, words leave in steps here")
     msg.text("For a speed-up: the least expected error of the runs that are not surely worse")
     msg.text(
         f"{len(found.runs)} runs; temperatures: {format_temperatures(transformer.temperatures)}"

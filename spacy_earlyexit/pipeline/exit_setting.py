@@ -12,6 +12,7 @@ from thinc.api import Model
 from ..architectures import module_of
 from ..criteria import ExitCriterion, read_criterion
 from ..errors import Errors
+from .meta import tell_meta
 
 FULL_DEPTH = "full"
 
@@ -27,6 +28,7 @@ class ExitSetting:
     model: Model
     _nlp: Callable[[], Language | None]
     _exit: None | str | ExitCriterion
+    _exit_given: None | str | ExitCriterion
 
     if TYPE_CHECKING:
 
@@ -62,6 +64,7 @@ class ExitSetting:
             self._exit = value
         else:  # by way of its config, which checks what is saved
             self._exit = _criterion(value if isinstance(value, dict) else value.to_config())
+        self.tell_meta()
 
     @contextlib.contextmanager
     def use(self, value: None | str | ExitCriterion | dict[str, Any]) -> Iterator[None]:
@@ -106,9 +109,28 @@ class ExitSetting:
         """The setting for a worker process, which does not share this context."""
         return self.criterion if id(self) in _override.get() else self._exit
 
-    def _store_exit(self) -> None:
+    @property
+    def stored_exit(self) -> None | str | dict[str, Any]:
+        """RETURNS (Union[None, str, Dict]): The exit setting as it is saved."""
         value = self._exit
-        self.cfg["exit"] = value if value is None or isinstance(value, str) else value.to_config()
+        return value if value is None or isinstance(value, str) else value.to_config()
+
+    def tell_meta(self) -> None:
+        """Write points and exit setting into the pipeline's meta.json, see meta.tell_meta."""
+        nlp = self._nlp()
+        if nlp is not None:
+            components: list[tuple[str, Any]] = nlp._components
+            tell_meta(nlp, {n: pipe for n, pipe in components if isinstance(pipe, ExitSetting)})
+
+    def forget_points(self) -> None:
+        """Without the weights that they were found for, points mean nothing."""
+        if isinstance(self._exit, str) and self._exit in self.points:
+            self._exit = self._exit_given
+        self.points.clear()
+        self.tell_meta()
+
+    def _store_exit(self) -> None:
+        self.cfg["exit"] = self.stored_exit
 
     def _scrub_config(self) -> None:
         """The exit setting lives on in this component's own data; the pipeline's config keeps null,

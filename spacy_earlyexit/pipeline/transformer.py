@@ -1,6 +1,7 @@
 """The multi-exit transformer as a spaCy component."""
 
 import copy
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from thinc.api import Config, Model, Optimizer, set_dropout_rate, torch2xp
 
 from ..architectures import MultiExitOutput, Request, as_multi_exit, module_of, plan_of
 from ..engine import MultiExitModule
-from ..errors import Errors
+from ..errors import Errors, Warnings
 from ..extensions import install_extensions, record
 from ..forks import one_thread_in_forks
 from ..offramps import IGNORE, joint_loss
@@ -69,7 +70,7 @@ _RECORDABLE = ("uncertainty", "confidence", "trf_data")
     "earlyexit_transformer",
     assigns=["doc._.exit_layers", "doc._.exit_stats", "token._.exit_layer", "span._.exit_layer"],
     default_config=DEFAULT_CONFIG["transformer"],
-    default_score_weights={"exit_layer_mean": 0.0, "exit_speedup": 0.0, "exit_score": None},
+    # No score weights: spaCy's log and model cards show whatever has one as per cent.
 )
 def make_transformer(
     nlp: Language,
@@ -133,6 +134,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
     """
 
     changed: bool
+    _trained: bool  # since it was made or loaded
     _frozen: MultiExitModule | None
     _pending: list[PendingGradient]
     _deferred: tuple[Optimizer, float] | None
@@ -332,7 +334,9 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
             return losses
         self._settle()
         self._take_gradients(keep=False)
-        self.changed = True
+        if self.points and not self._trained:
+            warnings.warn(Warnings.W003.format(name=self.name), stacklevel=2)
+        self.changed = self._trained = True
         set_dropout_rate(self.model, drop)
         docs = [eg.predicted for eg in examples]
         listening = self._listening()
@@ -394,7 +398,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
 
     def _forget_training(self) -> None:
         """New weights: nothing of an earlier training goes on."""
-        self.changed = False
+        self.changed = self._trained = False
         self._frozen = None
         self._pending = []
         self._deferred = None
@@ -463,6 +467,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
             self._move(nlp)
         self._scrub_config()
         self._forget_training()
+        self.forget_points()
         examples = list(get_examples())
         self._task_names = self.find_tasks(examples)
         # Frozen and sourced components are disabled while spacy train initialises.

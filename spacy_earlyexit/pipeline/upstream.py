@@ -6,7 +6,7 @@ import sys
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from spacy.language import Language
 from spacy.pipeline import EntityRecognizer, Morphologizer, Tagger
@@ -49,6 +49,10 @@ class Upstream:
     _links: Links
     _others: list[tuple[Callable[[], Language | None], Links]]
     _task_names: list[str] | None
+
+    if TYPE_CHECKING:
+
+        def tell_meta(self) -> None: ...
 
     @property
     def tasks(self) -> list[str]:
@@ -192,6 +196,7 @@ class Upstream:
         if isinstance(linking, Language):
             self._move(linking)
         self._links = Links(listeners=value)
+        self.tell_meta()
 
     def _move(self, nlp: Language) -> None:
         """From now on this is about another pipeline; those it was in before still get theirs."""

@@ -62,6 +62,7 @@ class ExitScorer:
                 else:
                     found[name] = measured.score
                     transformer.points[name] = measured.to_point()
+            transformer.tell_meta()
             scores.update({f"exit_score_{name}": score for name, score in found.items()})
             scores["exit_score"] = float(np.mean(list(found.values())))
         return scores
