@@ -14,6 +14,7 @@ import torch
 from conftest import make_encoder, make_nlp
 from spacy.tokens import Doc, DocBin
 from spacy.training import Example
+from spacy.util import registry
 
 from spacy_earlyexit.criteria import FixedExit, TokenExit
 from spacy_earlyexit.extensions import word_record
@@ -22,6 +23,7 @@ TEXT = "Anna Smith lives in New York ."
 N_LAYERS = 4
 
 
+@registry.misc("test_staircase.v1")
 class Staircase:
     """Words leave at layers 1, 2, 3, 4, 1, 2, … in the order of their unit."""
 
@@ -38,7 +40,7 @@ class Staircase:
         return position % N_LAYERS + 1 <= layer
 
     def to_config(self):
-        raise TypeError("not saved")
+        return {"@misc": "test_staircase.v1"}
 
     def validate(self, n_layers):
         assert n_layers == N_LAYERS

@@ -194,19 +194,6 @@ def test_temperatures_change_uncertainty_and_no_label(encoder, tmp_path):
     np.testing.assert_allclose(loaded.predict(docs).uncertainty, after.uncertainty, atol=1e-6)
 
 
-def test_pipeline_without_temperatures_loads(trained):
-    """As they were saved before there were any."""
-    import safetensors.torch
-    import srsly
-
-    shim = trained.get_pipe("transformer").model.shims[0].copy()
-    data = srsly.msgpack_loads(shim.to_bytes())
-    state = safetensors.torch.load(data["state"])
-    del state["offramps.temperature"]
-    shim.from_bytes(srsly.msgpack_dumps({**data, "state": safetensors.torch.save(state)}))
-    assert torch.equal(shim.module.offramps.temperature, torch.ones(4, 1))
-
-
 def test_stage_2_starts_without_the_temperatures_of_stage_1(encoder, tmp_path):
     nlp = make_nlp(encoder)
     module_of(nlp.get_pipe("transformer").model).offramps.temperature.fill_(2.0)
