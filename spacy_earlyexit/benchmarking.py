@@ -37,7 +37,7 @@ from .evaluation import (
     depth_scores,
     find_transformer,
     read_examples,
-    retokenizers,
+    segmenters,
 )
 
 FORMAT = "spacy-earlyexit.benchmark.v1"
@@ -90,7 +90,8 @@ class Row:
 
 
 class SpacySystem:
-    """A spaCy pipeline, from Doc to Doc through nlp.pipe.
+    """A spaCy pipeline, from Doc to Doc through nlp.pipe; one that makes words of characters gets
+    the text.
 
     path (str): What spacy.load takes.
     exit (Optional[str]): Exit setting of its earlyexit_transformer, if it has one.
@@ -112,6 +113,7 @@ class SpacySystem:
         self.nlp = spacy.load(path)
         self.batch_sizes = list(batch_sizes)
         self.batch_size: int | None = None
+        self.makes_words = bool(segmenters(self.nlp))
         try:
             transformer = find_transformer(self.nlp)
         except ValueError:
@@ -120,7 +122,7 @@ class SpacySystem:
         transformer.precision = precision
 
     def prepare(self, docs: Sequence[Doc]) -> list[Doc]:
-        if retokenizers(self.nlp):  # it makes the words itself
+        if self.makes_words:
             return [self.nlp.make_doc(doc.text) for doc in docs]
         return [bare_doc(doc, sentences=False, vocab=self.nlp.vocab) for doc in docs]
 
@@ -148,8 +150,13 @@ def _serve(connection: Connection, row: Row, limit: int, threads: int) -> None:
         torch.set_num_threads(threads)
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         module, _, name = row.kind.partition(":")
-        system: System = getattr(importlib.import_module(module), name)(**row.settings)
-        examples = read_examples(spacy.blank("xx"), Path(row.test), gold_preproc=True, limit=limit)
+        try:
+            system: System = getattr(importlib.import_module(module), name)(**row.settings)
+            blank, test = spacy.blank("xx"), Path(row.test)
+            examples = read_examples(blank, test, gold_preproc=True, limit=limit)
+        except (OSError, ValueError) as error:  # the message says it all
+            connection.send(("failed", str(error)))
+            return
         docs = [bare_doc(eg.predicted, sentences=False) for eg in examples]
         connection.send(("loaded", sum(map(len, docs))))
         predictions: Any = None
@@ -172,7 +179,8 @@ def _serve(connection: Connection, row: Row, limit: int, threads: int) -> None:
             elif order == "score":
                 done = system.annotated(docs, predictions)
                 answer = _scores(
-                    [Example(x, eg.reference) for x, eg in zip(done, examples, strict=True)]
+                    [Example(x, eg.reference) for x, eg in zip(done, examples, strict=True)],
+                    words=getattr(system, "makes_words", False),
                 )
                 answer["batch_size"] = getattr(system, "batch_size", None)
             elif order == "memory":
@@ -180,8 +188,6 @@ def _serve(connection: Connection, row: Row, limit: int, threads: int) -> None:
             else:
                 return
             connection.send((order, answer))
-    except (OSError, ValueError) as error:  # the message says it all
-        connection.send(("failed", str(error)))
     except Exception:
         connection.send(("failed", traceback.format_exc()))
 
@@ -192,14 +198,16 @@ def peak_memory() -> float:
         # Not ru_maxrss, which begins with that of the process that started this one.
         status = Path("/proc/self/status").read_text(encoding="utf8")
         return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
-    except OSError:  # not on Linux
+    except (OSError, IndexError):  # not on Linux
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def _scores(examples: Sequence[Example]) -> dict[str, Any]:
+def _scores(examples: Sequence[Example], words: bool = False) -> dict[str, Any]:
     """Scores in [0, 1] of what the gold annotates and the system looks for, and the MAC speed-up if
     there is one.
+
+    words (bool): Whether the system makes the words, too.
     """
     from spacy.scorer import Scorer, get_ner_prf
 
@@ -210,7 +218,7 @@ def _scores(examples: Sequence[Example]) -> dict[str, Any]:
     for attribute in ("tag", "pos"):
         if any(doc.has_annotation(attribute.upper()) for doc in predicted):
             found.update(Scorer.score_token_attr(examples, attribute))
-    if any(len(eg.predicted) != len(eg.reference) for eg in examples):  # it makes the words itself
+    if words:
         found.update(Scorer.score_tokenization(examples))
     scores = {key: value for key, value in found.items() if key in _SCORES and value is not None}
     depth = depth_scores(examples)

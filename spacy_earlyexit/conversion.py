@@ -134,6 +134,7 @@ def convert(
             nlp.config[section] = value
         nlp.to_disk(folder / "pipeline")
         put(folder / "pipeline", output, folder / "replaced")
+        msg.good(f"Saved the pipeline to {output}")
 
         systems = [System("original", original), System("full depth", nlp, transformer, FULL_DEPTH)]
         systems += [System(at, nlp, transformer, at) for at in transformer.points]

@@ -119,7 +119,7 @@ class _Threshold(_Shown, ABC):
 
     def __init__(self, threshold: float | Sequence[float], last_layer: int | None = None):
         # Plain numbers, also of arrays: they are written into configs.
-        self.threshold: float | list[float] = np.asarray(threshold, dtype=float).tolist()
+        self.threshold: float | list[float] = _plain(threshold)
         self.last_layer = _plain(last_layer)
 
     def at(self, layer: int) -> float:
@@ -274,18 +274,20 @@ def _read_criterion(block: str) -> ExitCriterion:
     return registry.resolve({"exit": json.loads(block)})["exit"]
 
 
-def _plain(number: Any) -> Any:
-    """A number of numpy's as one of Python's."""
-    return number.item() if isinstance(number, np.generic) else number
+def _plain(value: Any) -> Any:
+    """A number or numbers of numpy's as Python's."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
 
 
 def _check_layer(setting: str, layer: int, n_layers: int | None = None) -> None:
-    if n_layers is not None:
-        if not 1 <= layer <= n_layers:
-            raise ValueError(Errors.E008.format(setting=setting, n_layers=n_layers, layer=layer))
-    elif isinstance(layer, bool) or not isinstance(layer, int) or layer < 1:
+    whole = isinstance(layer, int) and not isinstance(layer, bool)
+    if not whole or (n_layers is None and layer < 1):
         expected = "a whole number, 1 or more"
         raise ValueError(Errors.E019.format(setting=setting, expected=expected, value=layer))
+    if n_layers is not None and not 1 <= layer <= n_layers:
+        raise ValueError(Errors.E008.format(setting=setting, n_layers=n_layers, layer=layer))
 
 
 def _check_window(window: int) -> None:
@@ -296,6 +298,7 @@ def _check_window(window: int) -> None:
 def _check_threshold(threshold: float | list[float]) -> None:
     values = threshold if isinstance(threshold, (list, tuple)) else [threshold]
     for value in values:
-        if isinstance(value, (bool, str)) or not 0 <= value <= 1:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not 0 <= value <= 1:
             what = "normalised entropy: 0 = only full certainty, 1 = no certainty needed"
             raise ValueError(Errors.E005.format(setting="threshold", what=what, value=value))

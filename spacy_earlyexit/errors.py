@@ -184,6 +184,10 @@ class Errors:
         "'{name}' joins characters into words, and gold tokens are words already: its text has to "
         "be read anew. Leave --gold-preproc out."
     )
+    E053 = (
+        "These weights are none of this version's earlyexit_transformer. Train the pipeline anew, "
+        "or load it with the version that it was trained with (meta.json names it)."
+    )
     E048 = (
         "The encoder '{name}' has {setting} = {value!r} in its config, but only {expected!r} is "
         "supported. Change `name` in [components.transformer.model]."
@@ -199,6 +203,10 @@ class Errors:
 
 
 class Warnings:
+    W005 = (
+        "The learning rate is 0 from step {total} on, but [training] goes on to max_steps = "
+        "{steps}. Set training.optimizer.learn_rate.total_steps; in our configs max_steps follows."
+    )
     W003 = (
         "'{name}' has operating points, and now its weights change: their thresholds and the "
         "temperatures were found for those of before. Find them anew with calibrate."

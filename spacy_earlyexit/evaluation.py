@@ -125,7 +125,7 @@ def fresh_docs(transformer: "EarlyExitTransformer", examples: Sequence[Example])
         raise ValueError(Errors.E045.format(name=transformer.name))
     finders = {"token.is_sent_start", "doc.sents"}
     found = any(finders & set(nlp.get_pipe_meta(name).assigns) for name in nlp.pipe_names)
-    if retokenizers(nlp):
+    if any(nlp.get_pipe_meta(name).retokenizes for name in nlp.pipe_names):
         docs = [nlp.make_doc(eg.predicted.text) for eg in examples]
     else:
         docs = [bare_doc(eg.predicted, sentences=not found) for eg in examples]
@@ -135,9 +135,9 @@ def fresh_docs(transformer: "EarlyExitTransformer", examples: Sequence[Example])
     return docs
 
 
-def retokenizers(nlp: Language) -> list[str]:
-    """RETURNS (List[str]): The enabled components that make other tokens of those they get."""
-    return [name for name in nlp.pipe_names if nlp.get_pipe_meta(name).retokenizes]
+def segmenters(nlp: Language) -> list[str]:
+    """RETURNS (List[str]): The enabled components that make words of characters."""
+    return [name for name, pipe in nlp.pipeline if getattr(pipe, "makes_words", False)]
 
 
 def read_examples(
@@ -152,8 +152,8 @@ def read_examples(
     RAISES (ValueError): If the pipeline makes words itself and would get gold words, or there is no
         word in the data.
     """
-    if gold_preproc and retokenizers(nlp):
-        raise ValueError(Errors.E052.format(name=retokenizers(nlp)[0]))
+    if gold_preproc and segmenters(nlp):
+        raise ValueError(Errors.E052.format(name=segmenters(nlp)[0]))
     examples = list(Corpus(path, gold_preproc=gold_preproc, limit=limit)(nlp))
     if all(token.is_space for eg in examples for token in eg.predicted):
         raise ValueError(Errors.E042.format(path=path))

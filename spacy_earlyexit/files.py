@@ -35,11 +35,11 @@ def write_json(path: Path, data: Any) -> None:
 def check_writable(path: Path) -> None:
     """Before long work: whether a file or folder could be written beside the path.
 
-    path (Path): What is to be written; its folder is made if need be.
+    path (Path): What is to be written. Nothing is made yet.
     RAISES (OSError): If it could not.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path.parent):
+    folder = next(folder for folder in path.absolute().parents if folder.exists())
+    with tempfile.TemporaryFile(dir=folder):
         pass
 
 

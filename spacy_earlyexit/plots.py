@@ -20,7 +20,6 @@ def check_plots(path: Path) -> None:
     RAISES (ValueError, OSError): If matplotlib is missing, the suffix is of no kind of picture, or
         its folder can't be written in.
     """
-    check_writable(path)
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
     except ImportError:
@@ -29,6 +28,7 @@ def check_plots(path: Path) -> None:
     if path.suffix and path.suffix not in known:
         expected = f"a file name with one of {', '.join(known)}, or without (svg and png)"
         raise ValueError(Errors.E019.format(setting="plot", expected=expected, value=str(path)))
+    check_writable(path)
 
 
 def plot_scores(

@@ -20,6 +20,7 @@ from .offramps import OffRamps
 
 # Under this name the header of the weights has everything else.
 _ABOUT = "multi_exit"
+_LONGEST_HEADER = 2**24  # what is longer is none
 
 
 class MultiExitShim(PyTorchShim):
@@ -186,13 +187,19 @@ class MultiExitShim(PyTorchShim):
         return safetensors.torch.save(state, metadata={_ABOUT: json.dumps(about)})
 
     def from_bytes(self, bytes_data: bytes) -> "MultiExitShim":
-        """bytes_data (bytes): What to_bytes gave."""
+        """bytes_data (bytes): What to_bytes gave.
+        RAISES (ValueError): If it is something else.
+        """
         if not bytes_data:
             self._model = self._adam = self._int8 = None
             return self
         # A safetensors file is the length of its header, the header and the tensors.
-        header = bytes_data[8 : 8 + int.from_bytes(bytes_data[:8], "little")]
-        about = json.loads(json.loads(header)["__metadata__"][_ABOUT])
+        size = int.from_bytes(bytes_data[:8], "little")
+        try:
+            header = json.loads(bytes_data[8 : 8 + min(size, _LONGEST_HEADER)])
+            about = json.loads(header["__metadata__"][_ABOUT])
+        except (ValueError, KeyError):
+            raise ValueError(Errors.E053) from None
         config = EncoderConfig(**about["encoder"])
         with torch.device("meta"):  # the shapes only; the weights come from the bytes
             encoder = Encoder(config)

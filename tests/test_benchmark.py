@@ -141,7 +141,8 @@ def test_scores_are_of_what_is_predicted():
     assert benchmarking._scores([Example(tagged, gold)]) == {"tag_acc": 0.5}
     cut = Doc(vocab, words=["a", "b", "c"], spaces=[True, False, False])
     joined = Doc(vocab, words=["a", "bc"], spaces=[True, False])
-    found = benchmarking._scores([Example(cut, joined)])
+    assert benchmarking._scores([Example(cut, joined)]) == {}
+    found = benchmarking._scores([Example(cut, joined)], words=True)
     assert found == {"token_f": pytest.approx(2 * 1 / 5)}
 
 

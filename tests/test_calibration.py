@@ -764,6 +764,15 @@ def test_evaluate_nothing(stored, tmp_path):
         assert code == 1 and "no words to evaluate on" in out
 
 
+def test_gold_tokens_for_who_merges_some(trained, dev, tmp_path):
+    """Only characters must not be words already."""
+    trained.to_disk(tmp_path / "pipeline")
+    nlp = spacy.load(tmp_path / "pipeline")
+    nlp.add_pipe("merge_entities")
+    nlp.to_disk(tmp_path / "merges")
+    assert evaluate(tmp_path / "merges", dev, points=[], gold_preproc=True, repeats=0)["rows"]
+
+
 def test_outputs_that_cannot_be_written_are_no_surprise_at_the_end(
     stored, dev, tmp_path, monkeypatch
 ):

@@ -170,6 +170,11 @@ def test_sourced_component_keeps_its_setting(saved, tmp_path):
         (TokenExit(1.5, 0), r"`threshold` has to be in \[0, 1\].*1\.5"),
         (TokenExit(0.5, -1), r"`window` has to be a whole number.*-1"),
         (TokenExit(0.5, 1.5), r"window"),
+        (TokenExit("0.5", 0), r"`threshold` has to be in \[0, 1\].*0\.5"),
+        (TokenExit(True, 0), r"`threshold` has to be in \[0, 1\].*True"),
+        (TokenExit([[0.5]], 0), r"`threshold` has to be in \[0, 1\]"),
+        (FixedExit(2.5), r"`layer` has to be a whole number"),
+        (FixedExit("2"), r"`layer` has to be a whole number"),
         ({**FIXED_BLOCK, "layer": 9}, r"`layer` has to be in 1\.\.4.*9"),
         ({"layer": 1}, r"`exit` has to be 'full'"),
     ],
@@ -196,6 +201,21 @@ def test_wrong_settings_at_run_time(saved, value, message):
 def test_wrong_settings_at_load(saved, value, message):
     with pytest.raises(ValueError, match=message):
         load(saved, value)
+
+
+@pytest.mark.parametrize("block", [None, {"layer": 1}])
+def test_a_criterion_that_could_not_be_loaded_again(saved, block):
+    class Mine(FixedExit):
+        def to_config(self):
+            return block
+
+    nlp = load(saved)
+    transformer = transformer_of(nlp)
+    with pytest.raises(ValueError, match=r"`exit` has to be 'full'"):
+        transformer.exit = Mine(1)
+    assert depth(nlp) == N_LAYERS
+    with transformer.use(Mine(1)):  # that saves nothing
+        assert depth(nlp) == 1
 
 
 def test_a_point_is_resolved_once(saved, monkeypatch):

@@ -77,6 +77,14 @@ def test_weights_lie_as_products_read_them(encoder):
     assert read.from_bytes(MultiExitShim().to_bytes()).module is None
 
 
+@pytest.mark.parametrize(
+    "data", [b"\xc0", b"\x84 something else", safetensors.torch.save({"a": torch.zeros(2)})]
+)
+def test_bytes_of_something_else_are_refused(data):
+    with pytest.raises(ValueError, match="weights are none of this version's"):
+        MultiExitShim().from_bytes(data)
+
+
 def test_another_optimizer_starts_afresh(nlp):
     shim = nlp.get_pipe("transformer").model.shims[0]
     for _ in range(2):

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import re
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -289,6 +290,19 @@ def test_optimizer_needs_nothing_outside_its_block(config):
     steps = {"training.optimizer.learn_rate.total_steps": 7}
     loaded = spacy.util.load_config(config, steps, interpolate=True)
     assert loaded["training"]["max_steps"] == 7
+
+
+@pytest.mark.parametrize("steps", [60, 600])
+def test_a_rate_that_ends_too_early_is_said(encoder, steps):
+    settings = {"nlp.pipeline": ["transformer", "ner"], "paths.encoder": encoder}
+    total = {"training.optimizer.learn_rate.total_steps": 60, "training.max_steps": steps}
+    config = spacy.util.load_config(JOINT, {**settings, **total}, interpolate=False)
+    nlp = spacy.util.load_model_from_config(config, auto_fill=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        nlp.initialize(lambda: make_examples(nlp))
+    said = [str(w.message) for w in caught if "learning rate is 0 from step 60" in str(w.message)]
+    assert len(said) == (steps == 600)
 
 
 STAGE2 = ("training.optimizer.learn_rate.initial_rate",)

@@ -2,6 +2,7 @@
 
 import configparser
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -424,11 +425,29 @@ def test_two_transformers_do_not_mix(encoder):
     assert find_exits(doc) is find_exits(doc, "second")
     with pytest.warns(UserWarning, match=r"several .*\(first, second\). This is about 'first'"):
         assert find_transformer(nlp) is nlp.get_pipe("first")
+    # What is enabled later is linked then, whoever is asked first.
+    nlp.disable_pipe("nearest")
+    nlp.rename_pipe("other", "mine")  # links anew
+    nlp.enable_pipe("nearest")
+    for name in ("second", "first"):
+        assert nlp.get_pipe(name).active_tasks
+    assert nlp.get_pipe("nearest").transformer is nlp.get_pipe("second")
+    nlp.rename_pipe("mine", "other")
     nlp.get_pipe("first")(doc)
     assert find_exits(doc) is find_exits(doc, "first")
     nlp.get_pipe("other").upstream = "third"
     with pytest.raises(ValueError, match="'other' found no exit scores"):
         nlp(TEXT)
+
+
+def test_a_transformer_on_its_own_beside_a_function(encoder):
+    """Out of its pipeline, and as a copy."""
+    nlp = initialized(encoder)
+    nlp.add_pipe("merge_entities")
+    expected = transformer_of(nlp).predict([nlp.make_doc(TEXT)]).scores
+    _, transformer = nlp.remove_pipe("transformer")
+    for alone in (transformer, pickle.loads(pickle.dumps(transformer))):
+        np.testing.assert_array_equal(alone.predict([nlp.make_doc(TEXT)]).scores, expected)
 
 
 def test_a_kept_doc_keeps_only_its_own_arrays(nlp):

@@ -31,9 +31,9 @@ def benchmark_cli(
     ] = None,
     code_path: CodePath = None,
 ) -> None:
-    """Time pipelines against each other on the same gold tokens: words per second, latency and
-    memory, with accuracy in the same row. Each pipeline and setting runs in a process of its own,
-    in turns.
+    """Time pipelines against each other on the same gold tokens (one that makes words of characters
+    gets the text): words per second, latency and memory, with accuracy in the same row. Each
+    pipeline and setting runs in a process of its own, in turns.
     """
     from spacy.cli._util import import_code
 

@@ -95,7 +95,6 @@ def convert_cli(
     except (OSError, ValueError) as error:
         msg.fail(f"Can't convert the pipeline '{pipeline}'", str(error), exits=1)
     print_rows(rows)
-    msg.good(f"Saved the pipeline to {output}")
     msg.text(summary(rows))
 
 

@@ -23,11 +23,13 @@ class ExitConsumer(Pipe, ABC):
     name (str): Its name in the pipeline.
     tasks (List[str]): The tasks whose scores it reads.
     upstream (str): Name of the transformer it reads from; "*": the nearest in front.
+    makes_words (bool): Whether it makes words of characters: no gold tokens for it.
     """
 
     name: str
     tasks: list[str]
     upstream: str = "*"
+    makes_words = False
     scorer: Any = None
     transformer: "EarlyExitTransformer | None" = None
 

@@ -60,10 +60,13 @@ class ExitSetting:
     @exit.setter
     def exit(self, value: None | str | ExitCriterion | dict[str, Any]) -> None:
         self.resolve(value)
-        if value is None or isinstance(value, str):
-            self._exit = value
-        else:  # by way of its config, which checks what is saved
-            self._exit = _criterion(value if isinstance(value, dict) else value.to_config())
+        if value is not None and not isinstance(value, str):
+            # By way of its config, which is what is saved.
+            block = value if isinstance(value, dict) else value.to_config()
+            value = _criterion(block)
+            if self.resolve(value) is None:
+                raise ValueError(Errors.E010.format(value=block))
+        self._exit = value
         self.tell_meta()
 
     @contextlib.contextmanager

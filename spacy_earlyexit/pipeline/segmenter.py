@@ -64,6 +64,8 @@ class EarlyExitSegmenter(ExitConsumer):
     it is given, so that it has to be the last component that reads exits or characters.
     """
 
+    makes_words = True
+
     def __init__(
         self,
         name: str = "segmenter",

@@ -468,6 +468,8 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         self._scrub_config()
         self._forget_training()
         self.forget_points()
+        if self.self_sampling is not None:
+            self.self_sampling.reset()
         examples = list(get_examples())
         self._task_names = self.find_tasks(examples)
         # Frozen and sourced components are disabled while spacy train initialises.
@@ -484,6 +486,8 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
             }
             self.model.initialize()
         self.model.shims[0].warn_if_slow(self.name)  # type: ignore[attr-defined]
+        if nlp is not None:
+            _warn_of_rate(nlp.config["training"])
         self.resolve(self._exit)
         self._check_consumers()
         self._set_widths()
@@ -573,6 +577,17 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         own["_frozen"] = None
         own["_exit"] = self._exit_here()
         return rebuild, args, (*state[:-1], own)
+
+
+def _warn_of_rate(training: dict[str, Any]) -> None:
+    """Warn where the learning rate is 0 before training ends.
+
+    training (Dict): The block of the config; what it refers to is no number, and follows.
+    """
+    rate, steps = training["optimizer"].get("learn_rate"), training["max_steps"]
+    total = rate.get("total_steps") if isinstance(rate, dict) else None
+    if isinstance(total, int) and isinstance(steps, int) and steps > total:
+        warnings.warn(Warnings.W005.format(total=total, steps=steps), stacklevel=3)
 
 
 def _no_nlp() -> None:

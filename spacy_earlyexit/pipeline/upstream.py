@@ -101,13 +101,14 @@ class Upstream:
     ) -> list[tuple[str, Any]]:
         """See components_behind; of any pipeline."""
         if nlp is None or not _has(nlp, self):
-            return [(pipe.name, pipe) for pipe in links.components]
+            # A component can be a function, without a name.
+            return [(getattr(pipe, "name", ""), pipe) for pipe in links.components]
         at = next(i for i, (_, pipe) in enumerate(nlp._components) if pipe is self)
         off = set() if disabled else set(nlp.disabled)
         behind = [part for part in nlp._components[at + 1 :] if part[0] not in off]
         for _, pipe in behind:
             if not any(pipe is linked for linked in links.components):
-                self._link(pipe, links)
+                self._link(pipe, links, nlp)
         return behind
 
     def _pipelines(self) -> list[tuple[Language | None, Links]]:
@@ -248,11 +249,16 @@ class Upstream:
         """
         self._link(component, self._links)
 
-    def _link(self, component: Any, links: Links) -> None:
+    def _link(self, component: Any, links: Links, nlp: Language | None = None) -> None:
+        """nlp (Optional[Language]): The pipeline, where it does not link all of its components, one
+        transformer after another, so that the last one is the nearest in front.
+        """
         links.components.append(component)
         if isinstance(component, ExitConsumer) and component.upstream in ("*", self.name):
-            # The last one to say so is the nearest in front.
-            component.transformer = cast(Any, self)
+            order: list[Any] = [] if nlp is None else [pipe for _, pipe in nlp._components]
+            between = order[order.index(self) : order.index(component)] if order else []
+            if component.transformer not in between:
+                component.transformer = cast(Any, self)
         model = getattr(component, "model", None)
         if isinstance(model, Model):
             for node in model.walk():

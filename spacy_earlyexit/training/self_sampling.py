@@ -51,11 +51,16 @@ class SelfSampling:
         self.windows = sorted(windows)
         self.speedups = None if speedups is None else torch.tensor(sorted(speedups))
         levels = [START] * len(speedups) if speedups is not None else sorted(thresholds or ())
-        self.grid = torch.tensor(levels).repeat(len(self.windows), 1)
+        self.start = torch.tensor(levels).repeat(len(self.windows), 1)
+        self.grid = self.start
         self.schedule = schedule
         self.aggressive = aggressive
         self.full_depth = full_depth
         self.frozen = frozen
+
+    def reset(self) -> None:
+        """Begin again, for other weights."""
+        self.grid = self.start
 
     def __call__(
         self, n_units: int, n_layers: int, doubts: Sequence[Tensor] | None = None
