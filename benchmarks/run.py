@@ -224,7 +224,9 @@ def run_cli(
     output: Annotated[Path, typer.Option("--json", help="File for the figures")] = RESULTS
     / "latest.json",
 ) -> None:
-    """Time everything that is trained; write the figures, a table and a picture beside them."""
+    """Time everything that is trained; write the figures, a table and a picture beside them. With
+    --corpora, what the file has of other corpora stays if it was measured alike.
+    """
     plan = srsly.read_yaml(PLAN)
     rows = [row for corpus in _chosen(corpora, plan["corpora"]) for row in plan_rows(plan, corpus)]
     if not rows:
@@ -232,6 +234,7 @@ def run_cli(
     results = benchmark(
         rows, repeats=1 if quick else repeats, limit=32 if quick else limit, threads=threads
     )
+    results["rows"] = rows_of_others(results, output) + results["rows"]
     print_results(results)
     columns, rows_of_text = comparisons(results)
     print_table([tuple(row) for row in rows_of_text], columns, "llrrl")
@@ -239,6 +242,17 @@ def run_cli(
     write_bytes(output.with_suffix(".md"), markdown(results).encode())
     plot(results, output.with_suffix(".svg"))
     msg.good(f"Saved {output}, and table and picture beside it")
+
+
+def rows_of_others(results: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+    """What a file has of corpora that were not run now, if it is of the same machine, versions and
+    commit, and as many rounds.
+    """
+    before = srsly.read_json(path) if path.exists() else {"rows": []}
+    if any(before.get(key) != results[key] for key in results.keys() - {"rows", "date"}):
+        return []
+    now = {row["corpus"] for row in results["rows"]}
+    return [row for row in before["rows"] if row["corpus"] not in now]
 
 
 @app.command("page")

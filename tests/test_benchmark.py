@@ -146,6 +146,15 @@ def test_scores_are_of_what_is_predicted():
     assert found == {"token_f": pytest.approx(2 * 1 / 5)}
 
 
+def test_rows_of_other_corpora_stay_if_measured_alike(tmp_path):
+    path = tmp_path / "latest.json"
+    assert script.rows_of_others({"rows": [], "commit": "a", "date": "x"}, path) == []
+    old, new = {"corpus": "old"}, {"corpus": "new"}
+    srsly.write_json(path, {"rows": [old, new], "commit": "a", "date": "x"})
+    assert script.rows_of_others({"rows": [new], "commit": "a", "date": "y"}, path) == [old]
+    assert script.rows_of_others({"rows": [new], "commit": "b", "date": "y"}, path) == []
+
+
 def test_memory_is_not_that_of_the_process_before():
     """Which starts the processes of the systems, and may have loaded much."""
     before = bytearray(b"1" * (800 * 2**20))
