@@ -212,7 +212,7 @@ def _scores(examples: Sequence[Example], words: bool = False) -> dict[str, Any]:
     from spacy.scorer import Scorer, get_ner_prf
 
     found: dict[str, Any] = {}
-    predicted = [eg.predicted for eg in examples]
+    predicted = [eg.predicted for eg in examples if len(eg.predicted)]
     if any(doc.has_annotation("ENT_IOB") for doc in predicted):
         found["ents_f"] = get_ner_prf(examples)["ents_f"]
     for attribute in ("tag", "pos"):

@@ -308,6 +308,7 @@ def train(
     folder (Path): With train.spacy and dev.spacy; checkpoints go into it.
     RETURNS (Language): The pipeline of the checkpoint.
     """
+    find_transformer(nlp).forget_points()  # those of the stage before
     front = nlp.pipe_names[: nlp.pipe_names.index(learning[0])]
     scorer = nlp.get_pipe_config(learning[0])["scorer"]
     shown = {f"exit_score_{speedup:g}x": 0.0 for speedup in scorer["speedups"]}

@@ -186,7 +186,7 @@ class Errors:
     )
     E053 = (
         "These weights are none of this version's earlyexit_transformer. Train the pipeline anew, "
-        "or load it with the version that it was trained with (meta.json names it)."
+        "or load it with the version that it was trained with."
     )
     E048 = (
         "The encoder '{name}' has {setting} = {value!r} in its config, but only {expected!r} is "

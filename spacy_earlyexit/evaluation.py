@@ -26,7 +26,6 @@ from .tasks import get_task, is_bio
 
 if TYPE_CHECKING:
     from .criteria import ExitCriterion
-    from .pipeline.consumer import ExitConsumer
     from .pipeline.transformer import EarlyExitTransformer
 
 # Resamples for the interval of a loss, and the share of them that lies inside.
@@ -55,24 +54,6 @@ def find_transformer(nlp: Language) -> "EarlyExitTransformer":
         f"There is no earlyexit_transformer in this pipeline, only: {found or 'nothing'}. "
         "Add one to `pipeline` in [nlp], with a block in [components]."
     )
-
-
-def find_consumers(nlp: Language, transformer: "EarlyExitTransformer") -> dict[str, "ExitConsumer"]:
-    """The components behind a transformer that read its exits, disabled ones too (which spaCy
-    leaves out when it links a pipeline).
-
-    nlp (Language): The pipeline.
-    transformer (EarlyExitTransformer): Its transformer.
-    RETURNS (Dict[str, ExitConsumer]): By name, in the pipeline's order.
-    """
-    from .pipeline.consumer import ExitConsumer
-
-    behind = nlp.components[[pipe for _, pipe in nlp.components].index(transformer) + 1 :]
-    return {
-        name: pipe
-        for name, pipe in behind
-        if isinstance(pipe, ExitConsumer) and pipe.upstream in ("*", transformer.name)
-    }
 
 
 def depth_scores(examples: Sequence[Example]) -> dict[str, float]:

@@ -198,14 +198,15 @@ class MultiExitShim(PyTorchShim):
         try:
             header = json.loads(bytes_data[8 : 8 + min(size, _LONGEST_HEADER)])
             about = json.loads(header["__metadata__"][_ABOUT])
-        except (ValueError, KeyError):
+            config = EncoderConfig(**about["encoder"])
+            classes, context = about["classes"], about["context"]
+            state = safetensors.torch.load(bytes_data)
+        except (ValueError, KeyError, TypeError, safetensors.SafetensorError):
             raise ValueError(Errors.E053) from None
-        config = EncoderConfig(**about["encoder"])
         with torch.device("meta"):  # the shapes only; the weights come from the bytes
             encoder = Encoder(config)
-            offramps = OffRamps(about["classes"], config.n_layers, config.hidden, about["context"])
+            offramps = OffRamps(classes, config.n_layers, config.hidden, context)
             module = MultiExitModule(encoder, offramps)
-        state = safetensors.torch.load(bytes_data)
         module.load_state_dict(state, assign=True)
         self.module = module
         return self

@@ -18,7 +18,7 @@ from spacy_earlyexit.cli import app
 from spacy_earlyexit.cli.debug_data import count_gold, count_units, debug_data
 from spacy_earlyexit.cli.info import describe, format_block, format_temperatures, info, shorten
 from spacy_earlyexit.criteria import SentenceExit
-from spacy_earlyexit.evaluation import find_consumers, find_transformer
+from spacy_earlyexit.evaluation import find_transformer
 from spacy_earlyexit.pieces import PieceTokenizer, encode_docs
 from spacy_earlyexit.tasks import get_task
 
@@ -116,13 +116,13 @@ def test_disabled_reader_and_criterion(pipeline):
 
 
 def test_consumers_are_those_behind_that_read_this_transformer(trained, encoder):
-    assert list(find_consumers(trained, find_transformer(trained))) == ["ner"]
+    assert [pipe.name for pipe in find_transformer(trained).consumers] == ["ner"]
     nlp = spacy.blank("en")
     nlp.add_pipe("earlyexit_ner", name="before")
     transformer = nlp.add_pipe("earlyexit_transformer", name="transformer")
     nlp.add_pipe("earlyexit_ner", name="other", config={"upstream": "another"})
     nlp.add_pipe("earlyexit_ner", name="own", config={"upstream": "transformer"})
-    assert list(find_consumers(nlp, transformer)) == ["own"]
+    assert [pipe.name for pipe in transformer.consumers] == ["own"]
 
 
 def test_info_before_initialisation(tmp_path):

@@ -460,7 +460,8 @@ def test_sourcing_into_another_pipeline(trained_listening, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["listens", "reads exits"])
-def test_what_is_sourced_goes_on_where_it_was(trained_listening, encoder, tmp_path, kind):
+@pytest.mark.parametrize("goes", ["source", "new one", "transformer out of the new one"])
+def test_what_is_sourced_goes_on_where_it_was(trained_listening, encoder, tmp_path, kind, goes):
     """With fewer components in the new pipeline."""
 
     def answers(nlp):
@@ -478,9 +479,19 @@ def test_what_is_sourced_goes_on_where_it_was(trained_listening, encoder, tmp_pa
     assert answers(source) == expected
     assert nlp(TEXTS[0][0]).has_annotation("ENT_IOB")
     assert len(transformer.active_tasks) == 2
-    del source
+    if goes == "new one":
+        del nlp
+    elif goes == "source":
+        del source
+    else:
+        nlp.remove_pipe("transformer")
     gc.collect()
-    assert len(transformer.active_tasks) == 1
+    if goes == "source":
+        assert transformer.nlp is nlp and len(transformer.active_tasks) == 1
+    else:
+        assert transformer.nlp is source and answers(source) == expected
+        assert [name for name, _ in transformer.components_behind()] == source.pipe_names[1:]
+        assert min(source.update(make_examples(source), sgd=source.create_optimizer()).values()) > 0
 
 
 def test_a_sourced_transformer_learns_and_is_scored(trained_listening, tmp_path):

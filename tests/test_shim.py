@@ -78,7 +78,13 @@ def test_weights_lie_as_products_read_them(encoder):
 
 
 @pytest.mark.parametrize(
-    "data", [b"\xc0", b"\x84 something else", safetensors.torch.save({"a": torch.zeros(2)})]
+    "data",
+    [
+        b"\xc0",
+        b"\x84 something else",
+        safetensors.torch.save({"a": torch.zeros(2)}),
+        safetensors.torch.save({"a": torch.zeros(2)}, {"multi_exit": '{"encoder": {"layers": 2}}'}),
+    ],
 )
 def test_bytes_of_something_else_are_refused(data):
     with pytest.raises(ValueError, match="weights are none of this version's"):

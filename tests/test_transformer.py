@@ -431,13 +431,27 @@ def test_two_transformers_do_not_mix(encoder):
     nlp.enable_pipe("nearest")
     for name in ("second", "first"):
         assert nlp.get_pipe(name).active_tasks
-    assert nlp.get_pipe("nearest").transformer is nlp.get_pipe("second")
+    nearest = nlp.get_pipe("nearest")
+    assert nearest in nlp.get_pipe("second").consumers
+    assert nearest not in nlp.get_pipe("first").consumers
+    with nlp.select_pipes(disable=["second", "mine"]):
+        assert nearest in nlp.get_pipe("first").consumers
     nlp.rename_pipe("mine", "other")
     nlp.get_pipe("first")(doc)
     assert find_exits(doc) is find_exits(doc, "first")
     nlp.get_pipe("other").upstream = "third"
     with pytest.raises(ValueError, match="'other' found no exit scores"):
         nlp(TEXT)
+
+
+def test_a_reader_sourced_to_another_transformer(encoder):
+    """Goes on reading the one that it read."""
+    first, second = (initialized(encoder, ["ner", "other"][: 2 - i]) for i in range(2))
+    expected = predictions(first)
+    second.add_pipe("other", source=first)
+    assert predictions(first) == expected
+    assert first.get_pipe("other") in transformer_of(first).consumers
+    assert first.get_pipe("other") in transformer_of(second).consumers
 
 
 def test_a_transformer_on_its_own_beside_a_function(encoder):

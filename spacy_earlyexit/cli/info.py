@@ -59,18 +59,18 @@ def describe(nlp: Any) -> dict[str, Any]:
         without weights), span_getter, tasks, readers, exit, points and temperatures, all ready for
         JSON.
     """
-    from ..evaluation import find_consumers, find_transformer
+    from ..evaluation import find_transformer
 
     transformer = find_transformer(nlp)
     config = nlp.config.interpolate()["components"].get(transformer.name, {})
     readers = [
         {
-            "name": name,
-            "factory": nlp.get_pipe_meta(name).factory,
+            "name": consumer.name,
+            "factory": nlp.get_pipe_meta(consumer.name).factory,
             "tasks": list(consumer.tasks),
-            "enabled": name in nlp.pipe_names,
+            "enabled": consumer.name in nlp.pipe_names,
         }
-        for name, consumer in find_consumers(nlp, transformer).items()
+        for consumer in transformer.consumers
     ]
     readers += [
         {"name": name, "factory": nlp.get_pipe_meta(name).factory, "tasks": [], "enabled": True}

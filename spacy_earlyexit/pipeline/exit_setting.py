@@ -128,7 +128,7 @@ class ExitSetting:
     def forget_points(self) -> None:
         """Without the weights that they were found for, points mean nothing."""
         if isinstance(self._exit, str) and self._exit in self.points:
-            self._exit = self._exit_given
+            self._exit = None
         self.points.clear()
         self.tell_meta()
 

@@ -2,6 +2,7 @@
 and a table in the notes, which `spacy package` puts on the model card.
 """
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 from spacy.language import Language
@@ -19,14 +20,14 @@ def tell_meta(nlp: Language, transformers: dict[str, "ExitSetting"]) -> None:
     transformers (Dict[str, ExitSetting]): All that it has, by name.
     """
     told = {
-        name: {"exit": pipe.stored_exit, "points": pipe.points}
+        name: {"exit": pipe.stored_exit, "points": copy.deepcopy(pipe.points)}
         for name, pipe in transformers.items()
         if pipe.points
     }
     if not told and "earlyexit" not in nlp.meta:
         return
     meta = nlp.meta
-    before, _, rest = meta.get("notes", "").partition(_BEGIN)
+    before, _, rest = (meta.get("notes") or "").partition(_BEGIN)
     notes = [before.strip(), rest.partition(_END)[2].strip()]
     if told:
         meta["earlyexit"] = told

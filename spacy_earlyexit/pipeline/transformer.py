@@ -399,6 +399,8 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
     def _forget_training(self) -> None:
         """New weights: nothing of an earlier training goes on."""
         self.changed = self._trained = False
+        if self.self_sampling is not None:
+            self.self_sampling.reset()
         self._frozen = None
         self._pending = []
         self._deferred = None
@@ -468,8 +470,6 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         self._scrub_config()
         self._forget_training()
         self.forget_points()
-        if self.self_sampling is not None:
-            self.self_sampling.reset()
         examples = list(get_examples())
         self._task_names = self.find_tasks(examples)
         # Frozen and sourced components are disabled while spacy train initialises.
@@ -487,7 +487,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
             self.model.initialize()
         self.model.shims[0].warn_if_slow(self.name)  # type: ignore[attr-defined]
         if nlp is not None:
-            _warn_of_rate(nlp.config["training"])
+            _warn_of_rate(nlp.config.get("training", {}))
         self.resolve(self._exit)
         self._check_consumers()
         self._set_widths()
@@ -523,8 +523,9 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         if self.scorer is None:
             return {}
         transformer = self if self.changed else None
+        scores = self.scorer(examples, transformer=transformer, **kwargs)
         self.changed = False
-        return self.scorer(examples, transformer=transformer, **kwargs)
+        return scores
 
     # --- serialisation ---------------------------------------------------------------------
 
@@ -584,7 +585,8 @@ def _warn_of_rate(training: dict[str, Any]) -> None:
 
     training (Dict): The block of the config; what it refers to is no number, and follows.
     """
-    rate, steps = training["optimizer"].get("learn_rate"), training["max_steps"]
+    optimizer, steps = training.get("optimizer"), training.get("max_steps")
+    rate = optimizer.get("learn_rate") if isinstance(optimizer, dict) else None
     total = rate.get("total_steps") if isinstance(rate, dict) else None
     if isinstance(total, int) and isinstance(steps, int) and steps > total:
         warnings.warn(Warnings.W005.format(total=total, steps=steps), stacklevel=3)

@@ -27,12 +27,14 @@ STOCK_TASKS: dict[type, str] = {Tagger: "tag", Morphologizer: "pos", EntityRecog
 class Links:
     """What a pipeline has behind the transformer.
 
-    components (List[Any]): Those that were linked.
+    readers (List[Any]): The components that read its exits or listen.
     listeners (Dict[str, List[TransformerListener]]): Listening layers by component.
+    seen (Set[int]): Ids of all components that were linked, readers or not.
     """
 
-    components: list[Any] = field(default_factory=list)
+    readers: list[Any] = field(default_factory=list)
     listeners: dict[str, list[TransformerListener]] = field(default_factory=dict)
+    seen: set[int] = field(default_factory=set)
 
 
 class Upstream:
@@ -69,7 +71,7 @@ class Upstream:
             task
             for nlp, links in self._pipelines()
             for _, pipe in self._behind(nlp, links)
-            for task in self._tasks_of(pipe, links)
+            for task in self._tasks_of(pipe, nlp, links)
         }
         active = [t for t in self.tasks if t in enabled or t in self.cfg["auxiliary"]]
         return active or self.tasks
@@ -81,7 +83,7 @@ class Upstream:
 
         RAISES (ValueError): If it is in none (in a worker process).
         """
-        nlp = self._nlp()
+        nlp, _ = self._here()
         if nlp is None:
             raise ValueError(Errors.E027.format(name=self.name))
         return nlp
@@ -94,47 +96,59 @@ class Upstream:
         disabled (bool): Also those that are disabled.
         RETURNS (List[Tuple[str, Any]]): Names and components, in order.
         """
-        return self._behind(self._nlp(), self._links, disabled=disabled)
+        return self._behind(*self._here(), disabled=disabled)
+
+    def _here(self) -> tuple[Language | None, Links]:
+        """The pipeline that this is about, and its links: the one that was put together last,
+        unless it is gone or has given this transformer away.
+        """
+        nlp = self._nlp()
+        if nlp is not None and _has(nlp, self):
+            return nlp, self._links
+        for ref, _ in reversed(self._others):
+            other = ref()
+            if other is not None and _has(other, self):
+                self._move(other)
+                return other, self._links
+        return None, self._links
 
     def _behind(
         self, nlp: Language | None, links: Links, *, disabled: bool = False
     ) -> list[tuple[str, Any]]:
         """See components_behind; of any pipeline."""
-        if nlp is None or not _has(nlp, self):
-            # A component can be a function, without a name.
-            return [(getattr(pipe, "name", ""), pipe) for pipe in links.components]
+        if nlp is None:
+            return [(pipe.name, pipe) for pipe in links.readers]
         at = next(i for i, (_, pipe) in enumerate(nlp._components) if pipe is self)
         off = set() if disabled else set(nlp.disabled)
         behind = [part for part in nlp._components[at + 1 :] if part[0] not in off]
         for _, pipe in behind:
-            if not any(pipe is linked for linked in links.components):
-                self._link(pipe, links, nlp)
+            if id(pipe) not in links.seen:
+                self._link(pipe, nlp, links)
         return behind
 
     def _pipelines(self) -> list[tuple[Language | None, Links]]:
         """The pipelines that this transformer is in, sourced from one another, with their links."""
-        known = [(ref(), links) for ref, links in [*self._others, (self._nlp, self._links)]]
-        found = [(nlp, links) for nlp, links in known if nlp is not None and _has(nlp, self)]
-        nowhere: list[tuple[Language | None, Links]] = [(None, self._links)]
-        return [*found] or nowhere
+        others = [(ref(), links) for ref, links in self._others]
+        alive = [(nlp, links) for nlp, links in others if nlp is not None and _has(nlp, self)]
+        return [*alive, self._here()]
 
     def _all_links(self) -> Links:
         """What reads from it and is enabled, in any pipeline: all that a worker process needs."""
         found = Links()
         for nlp, links in self._pipelines():
             for name, pipe in self._behind(nlp, links):
-                if self._feeds(pipe) or name in links.listeners:
-                    found.components.append(pipe)
+                if self._feeds(pipe, nlp) or name in links.listeners:
+                    found.readers.append(pipe)
                 if name in links.listeners:
                     found.listeners[name] = links.listeners[name]
         return found
 
     def tasks_of(self, component: Any) -> list[str]:
         """The tasks that a component needs, if it reads from this transformer."""
-        return self._tasks_of(component, self._links)
+        return self._tasks_of(component, *self._here())
 
-    def _tasks_of(self, component: Any, links: Links) -> list[str]:
-        if self._feeds(component):
+    def _tasks_of(self, component: Any, nlp: Language | None, links: Links) -> list[str]:
+        if self._feeds(component, nlp):
             return component.tasks
         task = STOCK_TASKS.get(type(component))
         return [task] if task and component.name in links.listeners else []
@@ -152,7 +166,7 @@ class Upstream:
         behind = self.components_behind(disabled=True)
         components = [(pipe, self.tasks_of(pipe)) for _, pipe in behind]
         wanted = dict.fromkeys(task for _, tasks in components for task in tasks)
-        read = {task for pipe, tasks in components if self._feeds(pipe) for task in tasks}
+        read = {task for consumer in self.consumers for task in consumer.tasks}
         annotated = [
             task
             for task in wanted or STOCK_TASKS.values()
@@ -187,7 +201,7 @@ class Upstream:
     @property
     def listener_map(self) -> dict[str, list[TransformerListener]]:
         """RETURNS (Dict[str, List[TransformerListener]]): Listening layers by component."""
-        return self._links.listeners
+        return self._here()[1].listeners
 
     @listener_map.setter
     def listener_map(self, value: dict[str, list[TransformerListener]]) -> None:
@@ -209,8 +223,12 @@ class Upstream:
 
     @property
     def consumers(self) -> list[ExitConsumer]:
-        """RETURNS (List[ExitConsumer]): The linked components that read its exits."""
-        return [pipe for pipe in self._links.components if self._feeds(pipe)]
+        """RETURNS (List[ExitConsumer]): The components that read its exits, disabled ones too
+        (which spaCy leaves out when it links a pipeline), in order.
+        """
+        nlp, _ = self._here()
+        behind = self.components_behind(disabled=True)
+        return [pipe for _, pipe in behind if self._feeds(pipe, nlp)]
 
     @property
     def listeners(self) -> list[TransformerListener]:
@@ -247,26 +265,38 @@ class Upstream:
         """Link a component behind this one if it reads this transformer's exits, or has a layer
         that listens to it (spacy-transformers.TransformerListener.v1).
         """
-        self._link(component, self._links)
+        self._link(component, *self._here())
 
-    def _link(self, component: Any, links: Links, nlp: Language | None = None) -> None:
-        """nlp (Optional[Language]): The pipeline, where it does not link all of its components, one
-        transformer after another, so that the last one is the nearest in front.
-        """
-        links.components.append(component)
-        if isinstance(component, ExitConsumer) and component.upstream in ("*", self.name):
-            order: list[Any] = [] if nlp is None else [pipe for _, pipe in nlp._components]
-            between = order[order.index(self) : order.index(component)] if order else []
-            if component.transformer not in between:
-                component.transformer = cast(Any, self)
+    def _link(self, component: Any, nlp: Language | None, links: Links) -> None:
+        links.seen.add(id(component))
+        feeds, listens = self._feeds(component, nlp), False
+        if feeds:
+            component.transformer = self
         model = getattr(component, "model", None)
         if isinstance(model, Model):
             for node in model.walk():
                 if isinstance(node, TransformerListener) and node.upstream_name in ("*", self.name):
                     self._add_listener(node, component.name, links)
+                    listens = True
+        if feeds or listens:
+            links.readers.append(component)
 
-    def _feeds(self, component: Any) -> bool:
-        return isinstance(component, ExitConsumer) and component.transformer is self
+    def _feeds(self, component: Any, nlp: Language | None) -> bool:
+        """Whether a component behind this one reads its exits. "*" is the nearest in front that is
+        enabled, as in exits.find_exits.
+        """
+        if not isinstance(component, ExitConsumer):
+            return False
+        if component.upstream != "*" or nlp is None:
+            return component.upstream in ("*", self.name)
+        off = set(nlp.disabled)
+        nearest: Any = None
+        for name, pipe in nlp._components:
+            if cast(Any, pipe) is component:
+                break
+            if isinstance(pipe, Upstream) and (name not in off or pipe is self):
+                nearest = pipe
+        return nearest is self
 
 
 def _has(nlp: Language, component: Any) -> bool:
