@@ -128,6 +128,7 @@ class Upstream:
 
     def _pipelines(self) -> list[tuple[Language | None, Links]]:
         """The pipelines that this transformer is in, sourced from one another, with their links."""
+        self._others = [(ref, links) for ref, links in self._others if ref() is not None]
         others = [(ref(), links) for ref, links in self._others]
         alive = [(nlp, links) for nlp, links in others if nlp is not None and _has(nlp, self)]
         return [*alive, self._here()]
