@@ -180,7 +180,7 @@ def _serve(connection: Connection, row: Row, limit: int, threads: int) -> None:
                 done = system.annotated(docs, predictions)
                 answer = _scores(
                     [Example(x, eg.reference) for x, eg in zip(done, examples, strict=True)],
-                    words=getattr(system, "makes_words", False),
+                    makes_words=getattr(system, "makes_words", False),
                 )
                 answer["batch_size"] = getattr(system, "batch_size", None)
             elif order == "memory":
@@ -203,11 +203,11 @@ def peak_memory() -> float:
         return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def _scores(examples: Sequence[Example], words: bool = False) -> dict[str, Any]:
+def _scores(examples: Sequence[Example], makes_words: bool = False) -> dict[str, Any]:
     """Scores in [0, 1] of what the gold annotates and the system looks for, and the MAC speed-up if
     there is one.
 
-    words (bool): Whether the system makes the words, too.
+    makes_words (bool): Whether the system makes the words, too.
     """
     from spacy.scorer import Scorer, get_ner_prf
 
@@ -218,7 +218,7 @@ def _scores(examples: Sequence[Example], words: bool = False) -> dict[str, Any]:
     for attribute in ("tag", "pos"):
         if any(doc.has_annotation(attribute.upper()) for doc in predicted):
             found.update(Scorer.score_token_attr(examples, attribute))
-    if words:
+    if makes_words:
         found.update(Scorer.score_tokenization(examples))
     scores = {key: value for key, value in found.items() if key in _SCORES and value is not None}
     depth = depth_scores(examples)

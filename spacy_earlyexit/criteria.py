@@ -259,9 +259,14 @@ def make_fixed_exit(layer: int) -> FixedExit:
     return FixedExit(layer)
 
 
+def make_criterion(block: Any) -> Any:
+    """What a config's block makes: a criterion, if it is the block of one."""
+    return registry.resolve({"exit": block})["exit"]
+
+
 def read_criterion(block: Mapping[str, Any] | None) -> ExitCriterion | None:
-    """The criterion of a config's block, one object for all equal blocks: to resolve one takes as
-    long as a layer does for a sentence.
+    """As make_criterion, but one object for all equal blocks, which must not be changed: the
+    registry is too slow to be asked for every text.
 
     block (Optional[Mapping[str, Any]]): What to_config gave; None: full depth.
     RAISES (ValueError): If it is no such block.
@@ -271,7 +276,7 @@ def read_criterion(block: Mapping[str, Any] | None) -> ExitCriterion | None:
 
 @functools.lru_cache
 def _read_criterion(block: str) -> ExitCriterion:
-    return registry.resolve({"exit": json.loads(block)})["exit"]
+    return make_criterion(json.loads(block))
 
 
 def _plain(value: Any) -> Any:

@@ -47,9 +47,8 @@ def check_output(output: Path, force: bool) -> None:
     """RAISES (ValueError, OSError): If something is there that must not be replaced, or the output
     could not be written.
     """
-    if not output.is_dir() and output.exists():
-        raise ValueError(Errors.E030.format(path=output))
-    if output.is_dir() and any(output.iterdir()) and not force:
+    free = force or not any(output.iterdir()) if output.is_dir() else not output.exists()
+    if not free:
         raise ValueError(Errors.E030.format(path=output))
     check_writable(output)
 

@@ -142,7 +142,7 @@ def test_scores_are_of_what_is_predicted():
     cut = Doc(vocab, words=["a", "b", "c"], spaces=[True, False, False])
     joined = Doc(vocab, words=["a", "bc"], spaces=[True, False])
     assert benchmarking._scores([Example(cut, joined)]) == {}
-    found = benchmarking._scores([Example(cut, joined)], words=True)
+    found = benchmarking._scores([Example(cut, joined)], makes_words=True)
     assert found == {"token_f": pytest.approx(2 * 1 / 5)}
 
 

@@ -3,14 +3,13 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from spacy.language import Language
-from spacy.util import registry
 from thinc.api import Model
 
 from ..architectures import module_of
-from ..criteria import ExitCriterion, read_criterion
+from ..criteria import ExitCriterion, make_criterion, read_criterion
 from ..errors import Errors
 from .meta import tell_meta
 
@@ -28,7 +27,6 @@ class ExitSetting:
     model: Model
     _nlp: Callable[[], Language | None]
     _exit: None | str | ExitCriterion
-    _exit_given: None | str | ExitCriterion
 
     if TYPE_CHECKING:
 
@@ -63,10 +61,10 @@ class ExitSetting:
         if value is not None and not isinstance(value, str):
             # By way of its config, which is what is saved.
             block = value if isinstance(value, dict) else value.to_config()
-            value = _criterion(block)
+            value = make_criterion(block)
             if self.resolve(value) is None:
                 raise ValueError(Errors.E010.format(value=block))
-        self._exit = value
+        self._exit = cast("None | str | ExitCriterion", value)
         self.tell_meta()
 
     @contextlib.contextmanager
@@ -94,7 +92,7 @@ class ExitSetting:
         RAISES (ValueError): If it is no setting, or does not fit this transformer.
         """
         if isinstance(value, dict):
-            value = _criterion(value)
+            value = make_criterion(value)
         check_exit(value)
         if value is None or value == FULL_DEPTH:
             return None
@@ -143,10 +141,6 @@ class ExitSetting:
         nlp = self._nlp()
         if nlp is not None and self.name in nlp._pipe_configs:
             nlp.get_pipe_config(self.name)["exit"] = None
-
-
-def _criterion(block: dict[str, Any]) -> ExitCriterion:
-    return registry.resolve({"exit": block})["exit"]
 
 
 def check_exit(value: Any) -> None:

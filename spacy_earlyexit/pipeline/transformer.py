@@ -13,13 +13,13 @@ from spacy.language import Language
 from spacy.pipeline.trainable_pipe import TrainablePipe
 from spacy.tokens import Doc
 from spacy.training import Example, validate_examples, validate_get_examples
-from spacy.util import registry
 from spacy.vocab import Vocab
 from spacy_transformers.annotation_setters import null_annotation_setter
 from spacy_transformers.pipeline_component import install_extensions as install_trf_data
 from thinc.api import Config, Model, Optimizer, set_dropout_rate, torch2xp
 
 from ..architectures import MultiExitOutput, Request, as_multi_exit, module_of, plan_of
+from ..criteria import make_criterion
 from ..engine import MultiExitModule
 from ..errors import Errors, Warnings
 from ..extensions import install_extensions, record
@@ -558,9 +558,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         self._set_widths()
         if self._exit_given is None:
             stored = self.cfg["exit"]
-            self._exit = (
-                registry.resolve({"e": stored})["e"] if isinstance(stored, dict) else stored
-            )
+            self._exit = make_criterion(stored) if isinstance(stored, dict) else stored
         if self.model.has_dim("nO"):
             self.resolve(self._exit)  # a wrong setting fails here, not at the first text
         self._scrub_config()
