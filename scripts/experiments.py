@@ -66,7 +66,8 @@ def run_cli(
             common["corpora.dev.limit"] = limit
             common["components.transformer.model.mixed_precision"] = mixed_precision
             result = run_experiment(own, corpus, common, models / own["corpus"], gpu_id)
-            write_json(path, {"name": name, "seed": seed, **own, **result})
+            head = {"name": name, "seed": seed, "mixed_precision": mixed_precision}
+            write_json(path, {**head, **own, **result})
 
 
 def run_experiment(

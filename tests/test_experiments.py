@@ -76,6 +76,7 @@ def test_runs_what_has_no_result_and_shares_stage_one(run, tmp_path):
     for result in results.values():
         assert result["rows"][0]["setting"] == "full depth"
         assert result["rows"][0]["dev_speedup"] == 1.0
+        assert result["mixed_precision"] is False
     trained = next((tmp_path / "models" / "tiny").glob("self-sampling-*"))
     config = spacy.util.load_config(trained / "model-last" / "config.cfg")
     assert config["components"]["transformer"]["model"]["special_share"] == 0.25
