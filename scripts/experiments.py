@@ -1,7 +1,6 @@
 """Train and score variants of both stages; a result that lies there is not made again."""
 
 import hashlib
-import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +21,8 @@ from spacy_earlyexit.calibration import Search, calibrate
 from spacy_earlyexit.cli.options import GpuId
 from spacy_earlyexit.evaluation import find_transformer
 from spacy_earlyexit.files import write_json
-from spacy_earlyexit.measuring import Curve, Probe, Sweep, find_threshold
-from spacy_earlyexit.recording import label_score
+from spacy_earlyexit.measuring import Curve, Measurement, Probe, Sweep, find_threshold
+from spacy_earlyexit.recording import Recording, label_score
 
 ROOT = Path(__file__).parent.parent
 # Where the corpus names no others.
@@ -155,53 +154,87 @@ def layers_cli(
     print(text_table(rows, header=header, divider=True, max_col=60))
 
 
-@app.command("depths")
-def depths_cli(
+@app.command("rules")
+def rules_cli(
     pipeline: Annotated[str, typer.Argument(help="Folder of a pipeline")],
     dev: Annotated[Path, typer.Option(help="Dev data (.spacy)", exists=True)],
-    window: Annotated[int, typer.Option(help="Of token exit")] = 1,
-    schedule: Annotated[str, typer.Option(help="How thresholds grow over the layers")] = "linear",
+    windows: Annotated[str, typer.Option(help="Of token exit")] = "1",
+    schedules: Annotated[str, typer.Option(help="How thresholds grow over the layers")] = "linear",
     depths: Annotated[
         str, typer.Option(help="Deepest layers, as shares of all; as calibrate tries them")
     ] = "",
     every: Annotated[
         str, typer.Option(help="1: words leave at each layer, 2: at each second")
     ] = "1",
+    temperatures: Annotated[
+        str, typer.Option(help="fitted: before the entropy, as calibrate does; none: all are 1")
+    ] = "fitted",
     limit: Annotated[int, typer.Option(help="First documents only, 0 for all")] = 0,
     page: Annotated[Path | None, typer.Option(help="Replace the table in this file")] = None,
-    block: Annotated[str, typer.Option(help="Name of the table in that file")] = "depths",
+    block: Annotated[str, typer.Option(help="Name of the table in that file")] = "rules",
 ) -> None:
-    """Print what the layers that words may leave at are worth at each MAC speed-up."""
+    """Print what halting rules are worth at each MAC speed-up: every combination of what the
+    options name, with commas.
+    """
+    wanted = temperatures.split(",")
+    if not set(wanted) <= {"none", "fitted"}:
+        msg.fail(f"--temperatures {temperatures}: expected none, fitted or both", exits=1)
     nlp = spacy.load(pipeline)
     transformer = find_transformer(nlp)
     probe = Probe(transformer, list(Corpus(dev, gold_preproc=True, limit=limit)(nlp)), hits=True)
     recording, _ = probe.record()
-    recording.fit_temperatures()
+    search = Search(
+        windows=tuple(map(int, windows.split(","))),
+        schedules=tuple(schedules.split(",")),
+        depths=tuple(map(float, depths.split(","))) if depths else Search.depths,
+        every=tuple(map(int, every.split(","))),
+    )
+    recording.module.offramps.temperature.fill_(1.0)
+    found: list[tuple[list[str], Measurement]] = []
+    for kind in sorted(set(wanted), reverse=True):  # none first: what is fitted stays
+        if kind == "fitted":
+            recording.fit_temperatures()
+        found += _at_speedups(probe, recording, search, transformer.n_layers, kind)
+    found.sort(key=lambda row: SPEEDUPS.index(float(row[0][0][:-1])))
     full = probe(None)
-    found = [("full depth", "", "", full)]
-    shares = tuple(map(float, depths.split(","))) if depths else Search.depths
-    steps = tuple(map(int, every.split(",")))
-    search = Search(windows=(window,), schedules=(schedule,), depths=shares, every=steps)
-    for speedup, candidate in itertools.product(
-        SPEEDUPS, reversed(search.candidates(transformer.n_layers))
-    ):
-        curve = Curve(recording, candidate)
-        if curve.speedups[0] > speedup:
-            continue
-        try:
-            measured = find_threshold(Sweep(probe, candidate), speedup, curve=curve)
-        except ValueError:  # out of reach
-            continue
-        last = str(candidate.last_layer or transformer.n_layers)
-        found.append((f"{speedup:g}x", last, str(candidate.every), measured))
-    header = ["point", "last layer", "every", "MAC speed-up", *full.scores, "expected error"]
+    # What has one value only is no column, but for those that the first tables had.
+    columns = ["point", "window", "schedule", "temperatures", "last layer", "every"]
+    values = [{names[i] for names, _ in found} for i in range(len(columns))]
+    shown = [i for i in range(len(columns)) if i in (0, 4, 5) or len(values[i]) > 1]
+    header = [*(columns[i] for i in shown), "MAC speed-up", *full.scores, "expected error"]
     rows = [
-        [*names, f"{m.speedup:.2f}×", *map(percent, [*m.scores.values(), m.expected_error])]
-        for *names, m in found
+        [
+            *(names[i] for i in shown),
+            f"{m.speedup:.2f}×",
+            *map(percent, m.scores.values()),
+            # Of probabilities that are not true it would say nothing.
+            "" if names[3] == "none" else percent(m.expected_error),
+        ]
+        for names, m in [(["full depth", *[""] * 5], full), *found]
     ]
     print(text_table(rows, header=header, divider=True, max_col=60))
     if page:
         replace_block(page, block, markdown_table(header, rows))
+
+
+def _at_speedups(
+    probe: Probe, recording: Recording, search: Search, n_layers: int, temperatures: str
+) -> list[tuple[list[str], Measurement]]:
+    """RETURNS (List[Tuple[List[str], Measurement]]): Speed-up and rules, and what they gave."""
+    found = []
+    for candidate in reversed(search.candidates(n_layers)):
+        curve, sweep = Curve(recording, candidate), Sweep(probe, candidate)
+        for speedup in SPEEDUPS:
+            if curve.speedups[0] > speedup:
+                continue
+            try:
+                measured = find_threshold(sweep, speedup, curve=curve)
+            except ValueError:  # out of reach
+                continue
+            last = str(candidate.last_layer or n_layers)
+            rules = [str(candidate.window), candidate.schedule, temperatures, last]
+            found.append(([f"{speedup:g}x", *rules, str(candidate.every)], measured))
+    return found
 
 
 @app.command("table")

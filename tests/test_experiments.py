@@ -89,14 +89,26 @@ def test_runs_what_has_no_result_and_shares_stage_one(run, tmp_path):
     assert header.split() == ["pipeline", "task", "1", "2", "3", "4"]
     assert row.split()[1] == "ner" and len(row.split()) == 6
 
-    depths = ["depths", str(trained / "model-last"), "--dev", str(tmp_path / "tiny.spacy")]
-    printed = runner.invoke(script.app, [*depths, "--depths", "1,0.75,0.5", "--every", "1,2"])
+    rules = ["rules", str(trained / "model-last"), "--dev", str(tmp_path / "tiny.spacy")]
+    printed = runner.invoke(script.app, [*rules, "--depths", "1,0.75,0.5", "--every", "1,2"])
     assert printed.exit_code == 0, printed.output
     header, _, full, *points = printed.output.strip().splitlines()
     assert header.split()[-3:] == ["ents_f", "expected", "error"]
     assert full.split()[:3] == ["full", "depth", "1.00×"]
     assert points and {row.split()[1] for row in points} <= {"2", "3", "4"}
     assert {row.split()[2] for row in points} <= {"1", "2"}
+
+    halting = ["--depths", "1", "--schedules", "constant,linear", "--temperatures", "none,fitted"]
+    printed = runner.invoke(script.app, [*rules, *halting])
+    assert printed.exit_code == 0, printed.output
+    header, _, full, *points = (row.split() for row in printed.output.strip().splitlines())
+    assert header[:5] == ["point", "schedule", "temperatures", "last", "layer"]
+    assert {row[1] for row in points} <= {"constant", "linear"}
+    assert {row[2] for row in points} == {"none", "fitted"}
+    assert [row[0] for row in points] == sorted(row[0] for row in points)
+    assert all(len(row) == (7 if row[2] == "none" else 8) for row in points), "of none no error"
+    wrong = runner.invoke(script.app, [*rules, "--temperatures", "warm"])
+    assert wrong.exit_code == 1 and "expected none, fitted or both" in wrong.output
 
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- experiments: begin -->\nold\n<!-- experiments: end -->\nb\n")
