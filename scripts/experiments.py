@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import spacy
@@ -22,7 +23,7 @@ from spacy_earlyexit.cli.options import GpuId
 from spacy_earlyexit.evaluation import find_transformer
 from spacy_earlyexit.files import write_json
 from spacy_earlyexit.measuring import Curve, Measurement, Probe, Sweep, find_threshold
-from spacy_earlyexit.recording import Recording, label_score
+from spacy_earlyexit.recording import label_score
 
 ROOT = Path(__file__).parent.parent
 # Where the corpus names no others.
@@ -123,7 +124,9 @@ def score(pipeline: Path, common: dict[str, Any]) -> list[dict[str, Any]]:
     limit = common["corpora.dev.limit"]
     gold_preproc = nlp.config["corpora"]["dev"]["gold_preproc"]
     dev = list(Corpus(common["paths.dev"], gold_preproc=gold_preproc, limit=limit)(nlp))
-    found = calibrate(transformer, dev, Search(speedups=SPEEDUPS, max_losses=(), finalists=2))
+    # With temperatures, as when the first of them were scored, so that all rows compare.
+    search = Search(speedups=SPEEDUPS, max_losses=(), temperatures=True, finalists=2)
+    found = calibrate(transformer, dev, search)
     for name, reason in found.missed.items():  # the other rows still stand
         msg.warn(f"{name} left out: {reason}")
     return [
@@ -156,7 +159,7 @@ def layers_cli(
 
 @app.command("rules")
 def rules_cli(
-    pipeline: Annotated[str, typer.Argument(help="Folder of a pipeline")],
+    pipelines: Annotated[list[str], typer.Argument(help="Folders of pipelines, such as seeds")],
     dev: Annotated[Path, typer.Option(help="Dev data (.spacy)", exists=True)],
     windows: Annotated[str, typer.Option(help="Of token exit")] = "1",
     schedules: Annotated[str, typer.Option(help="How thresholds grow over the layers")] = "linear",
@@ -167,73 +170,76 @@ def rules_cli(
         str, typer.Option(help="1: words leave at each layer, 2: at each second")
     ] = "1",
     temperatures: Annotated[
-        str, typer.Option(help="fitted: before the entropy, as calibrate does; none: all are 1")
-    ] = "fitted",
+        str, typer.Option(help="What divides scores before the entropy is taken: none, fitted")
+    ] = "none",
     limit: Annotated[int, typer.Option(help="First documents only, 0 for all")] = 0,
     page: Annotated[Path | None, typer.Option(help="Replace the table in this file")] = None,
     block: Annotated[str, typer.Option(help="Name of the table in that file")] = "rules",
 ) -> None:
-    """Print what halting rules are worth at each MAC speed-up: every combination of what the
-    options name, with commas.
+    """Print what halting rules are worth at each MAC speed-up, the mean over the pipelines: every
+    combination of what the options name, with commas.
     """
-    wanted = temperatures.split(",")
-    if not set(wanted) <= {"none", "fitted"}:
+    kinds = temperatures.split(",")
+    if not set(kinds) <= {"none", "fitted"}:
         msg.fail(f"--temperatures {temperatures}: expected none, fitted or both", exits=1)
-    nlp = spacy.load(pipeline)
-    transformer = find_transformer(nlp)
-    probe = Probe(transformer, list(Corpus(dev, gold_preproc=True, limit=limit)(nlp)), hits=True)
-    recording, _ = probe.record()
     search = Search(
         windows=tuple(map(int, windows.split(","))),
         schedules=tuple(schedules.split(",")),
         depths=tuple(map(float, depths.split(","))) if depths else Search.depths,
         every=tuple(map(int, every.split(","))),
     )
-    recording.module.offramps.temperature.fill_(1.0)
-    found: list[tuple[list[str], Measurement]] = []
-    for kind in sorted(set(wanted), reverse=True):  # none first: what is fitted stays
-        if kind == "fitted":
-            recording.fit_temperatures()
-        found += _at_speedups(probe, recording, search, transformer.n_layers, kind)
-    found.sort(key=lambda row: SPEEDUPS.index(float(row[0][0][:-1])))
-    full = probe(None)
+    of_each = [_rules(pipeline, dev, search, kinds, limit) for pipeline in pipelines]
+    # What one of them does not reach is left out.
+    named = {rules: [found.get(rules) for found in of_each] for rules in of_each[0]}
+    runs = {rules: [m for m in own if m] for rules, own in named.items() if all(own)}
+    points = ["full depth", *(f"{speedup:g}x" for speedup in SPEEDUPS)]
     # What has one value only is no column, but for those that the first tables had.
     columns = ["point", "window", "schedule", "temperatures", "last layer", "every"]
-    values = [{names[i] for names, _ in found} for i in range(len(columns))]
+    values = [{rules[i] for rules in runs if rules[1]} for i in range(len(columns))]
     shown = [i for i in range(len(columns)) if i in (0, 4, 5) or len(values[i]) > 1]
-    header = [*(columns[i] for i in shown), "MAC speed-up", *full.scores, "expected error"]
+    scores = list(next(iter(runs.values()))[0].scores)
+    header = [*(columns[i] for i in shown), "MAC speed-up", *scores, "expected error"]
     rows = [
         [
-            *(names[i] for i in shown),
-            f"{m.speedup:.2f}×",
-            *map(percent, m.scores.values()),
-            # Of probabilities that are not true it would say nothing.
-            "" if names[3] == "none" else percent(m.expected_error),
+            *(rules[i] for i in shown),
+            f"{fmean(m.speedup for m in own):.2f}×",
+            *(percent(fmean(m.scores[key] for m in own)) for key in scores),
+            percent(fmean(m.expected_error for m in own)),
         ]
-        for names, m in [(["full depth", *[""] * 5], full), *found]
+        for rules, own in sorted(runs.items(), key=lambda item: points.index(item[0][0]))
     ]
     print(text_table(rows, header=header, divider=True, max_col=60))
     if page:
         replace_block(page, block, markdown_table(header, rows))
 
 
-def _at_speedups(
-    probe: Probe, recording: Recording, search: Search, n_layers: int, temperatures: str
-) -> list[tuple[list[str], Measurement]]:
-    """RETURNS (List[Tuple[List[str], Measurement]]): Speed-up and rules, and what they gave."""
-    found = []
-    for candidate in reversed(search.candidates(n_layers)):
-        curve, sweep = Curve(recording, candidate), Sweep(probe, candidate)
-        for speedup in SPEEDUPS:
-            if curve.speedups[0] > speedup:
-                continue
-            try:
-                measured = find_threshold(sweep, speedup, curve=curve)
-            except ValueError:  # out of reach
-                continue
-            last = str(candidate.last_layer or n_layers)
-            rules = [str(candidate.window), candidate.schedule, temperatures, last]
-            found.append(([f"{speedup:g}x", *rules, str(candidate.every)], measured))
+def _rules(
+    pipeline: str, dev: Path, search: Search, kinds: Sequence[str], limit: int
+) -> dict[tuple[str, ...], Measurement]:
+    """RETURNS (Dict[Tuple[str, ...], Measurement]): What a pipeline gave, by point, window,
+    schedule, temperatures, last layer and steps.
+    """
+    nlp = spacy.load(pipeline)
+    transformer = find_transformer(nlp)
+    gold_preproc = nlp.config["corpora"]["dev"]["gold_preproc"]
+    examples = list(Corpus(dev, gold_preproc=gold_preproc, limit=limit)(nlp))
+    probe = Probe(transformer, examples, hits=True)
+    recording, full = probe.record()
+    found = {("full depth", *[""] * 5): full}
+    for kind in dict.fromkeys(kinds):
+        recording.set_temperatures(kind == "fitted")
+        for candidate in reversed(search.candidates(transformer.n_layers)):
+            curve, sweep = Curve(recording, candidate), Sweep(probe, candidate)
+            for speedup in SPEEDUPS:
+                if curve.speedups[0] > speedup:
+                    continue
+                try:
+                    measured = find_threshold(sweep, speedup, curve=curve)
+                except ValueError:  # out of reach
+                    continue
+                last = str(candidate.last_layer or transformer.n_layers)
+                rules = (str(candidate.window), candidate.schedule, kind, last)
+                found[(f"{speedup:g}x", *rules, str(candidate.every))] = measured
     return found
 
 

@@ -66,7 +66,8 @@ class Search:
     every (Sequence[int]): 1: words can leave at each layer, 2: at every second one …
     sentence (bool): Sentence exit, not token exit.
     prefix (str): Put before the points' names.
-    temperatures (bool): Fit them; else they stay as they are.
+    temperatures (Optional[bool]): Divide scores by what makes probabilities true before their
+        uncertainty is taken, or by nothing; None: by what they are divided by.
     finalists (int): Candidates that are run for each target, of different kinds first. If there are
         two or more, the largest window is among them.
     """
@@ -79,7 +80,7 @@ class Search:
     every: Sequence[int] = (1,)
     sentence: bool = False
     prefix: str = ""
-    temperatures: bool = True
+    temperatures: bool | None = False
     finalists: int = 5
 
     def __post_init__(self) -> None:
@@ -148,7 +149,7 @@ class Calibration:
 def calibrate(
     transformer: "EarlyExitTransformer", examples: Sequence[Example], search: Search
 ) -> Calibration:
-    """Fit temperatures, and find the best setting for each speed-up, and the fastest for each loss.
+    """Find the best setting for each speed-up, and the fastest for each loss.
 
     One pass records the scores of all layers. On it every candidate (a window, a schedule, a last
     layer and which layers are checked) is replayed at many thresholds. For each target, the most
@@ -165,8 +166,8 @@ def calibrate(
         recording, full = probe.record()
         if not full.scores:
             raise ValueError(Errors.E040.format(name=transformer.name))
-        if search.temperatures:
-            recording.fit_temperatures()
+        if search.temperatures is not None:
+            recording.set_temperatures(search.temperatures)
         candidates = search.candidates(transformer.n_layers)
         bar.reset(total=1 + len(candidates) + len(search.points))
         bar.update()

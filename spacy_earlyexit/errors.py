@@ -163,8 +163,7 @@ class Errors:
     E042 = "There are no words to evaluate on in {path}."
     E043 = (
         "In force stays {criterion}, whose thresholds were chosen at other temperatures. Put a "
-        "point in force instead with --exit, or leave the temperatures as they are with "
-        "--no-temperatures."
+        "point in force instead with --exit."
     )
     E044 = "Pictures need matplotlib: pip install 'spacy-earlyexit[plots]'. Or leave --plot out."
     E045 = (

@@ -65,13 +65,14 @@ class Probe:
     ):
         """transformer (EarlyExitTransformer): In its pipeline.
         examples (Sequence[Example]): Their predicted Docs give tokens, see fresh_docs.
-        hits (bool): Count them, and what is expected of them, in every run.
+        hits (bool): Count them, and after `record` what is expected of them, in every run.
         """
         self.transformer = transformer
         self.hits = hits
         self.references = [eg.reference for eg in examples]
         self.docs = fresh_docs(transformer, examples)
         self.pieces: Pieces | None = None
+        self.true_temperatures: dict[str, torch.Tensor] = {}  # of the recording
         self.gold: dict[str, np.ndarray] = {}  # per task, when it is known which words there are
         self.runs: list[Measurement] = []
 
@@ -110,6 +111,7 @@ class Probe:
             float(output.macs_full.sum()),
             model.attrs["rules"],
         )
+        self.true_temperatures = recording.true_temperatures
         # It is full depth as it would be without the recording: the last off-ramp only.
         output.macs = output.macs_full
         return recording, self._measure(None, docs, output)
@@ -153,11 +155,13 @@ class Probe:
 
     def _expected_error(self, output: "MultiExitOutput") -> float:
         layers = output.exit_layer - 1
+        if not self.true_temperatures:
+            return math.nan
         classes = module_of(self.transformer.model).offramps.classes
         return expected_error(
             gold_chances(
                 torch.from_numpy(output.scores[:, output.slices[task]]),
-                torch.tensor(self.transformer.temperatures[task])[layers, None],
+                self.true_temperatures[task][layers, None],
                 ids,
                 classes[task],
             )
@@ -185,11 +189,11 @@ class Sweep:
 
 class Curve:
     """What a recording says of one kind of criterion: speed-up, score and expected error for many
-    thresholds.
+    thresholds, from one that hardly a word is below.
     """
 
     def __init__(self, recording: Recording, criterion: Callable[[float], ExitCriterion]):
-        self.thresholds = np.geomspace(1e-5, 1.0, 31)
+        self.thresholds = np.geomspace(recording.least_threshold, 1.0, 31)
         replays = [recording.replay(criterion(threshold)) for threshold in self.thresholds]
         # It never falls with the threshold; equal values would leave nothing to interpolate.
         speedups = np.maximum.accumulate([replay.speedup for replay in replays])
@@ -240,7 +244,7 @@ def find_threshold(
     RETURNS (Measurement): The nearest run.
     RAISES (ValueError): If even a threshold of 1 is slower than wanted.
     """
-    low, high = 1e-6, 1.0
+    low, high = 1e-6 if curve is None else 0.1 * float(curve.thresholds[0]), 1.0
     for _ in range(max_runs):
         below = [t for t, m in sweep.seen.items() if m.speedup <= speedup]
         above = [t for t, m in sweep.seen.items() if m.speedup > speedup]

@@ -104,35 +104,49 @@ class Recording:
             for scores, own in zip(self.scores, temperatures, strict=True)
         ]
 
+    @property
+    def least_threshold(self) -> float:
+        """RETURNS (float): One that hardly a word is below at any layer; 1e-5 at most."""
+        least = min(float(np.quantile(own.numpy(), 0.01)) for own in self.uncertainty)
+        return min(max(least, 1e-12), 1e-5)
+
+    @cached_property
+    def true_temperatures(self) -> dict[str, Tensor]:
+        """Of every task and layer the temperature that makes its probabilities true (Guo et al.,
+        ICML 2017), shape (n_layers,) each.
+        """
+        fitted = {}
+        for task, part in self.slices.items():
+            known = np.flatnonzero(self.gold[task] != IGNORE)
+            gold, rows = torch.from_numpy(self.gold[task][known]), torch.from_numpy(known)
+            fitted[task] = torch.tensor([fit_temperature(s[rows, part], gold) for s in self.scores])
+        return fitted
+
     @cached_property
     def chances(self) -> dict[str, "Chances"]:
-        """Of every task, for words that leave at each layer, at the temperatures of now; arrays of
+        """Of every task, for words that leave at each layer, at the true temperatures; arrays of
         shape (n_layers, n_words).
         """
-        temperatures = self.module.offramps.column_temperatures(self.slices).cpu()
         classes = self.module.offramps.classes
         return {
             task: gold_chances(
-                self.scores[:, :, part], temperatures[:, None, part], self.gold[task], classes[task]
+                self.scores[:, :, part],
+                self.true_temperatures[task][:, None, None],
+                self.gold[task],
+                classes[task],
             )
             for task, part in self.slices.items()
         }
 
-    def fit_temperatures(self) -> None:
-        """Give every layer and task the temperature that makes its probabilities true (Guo et al.,
-        ICML 2017), and the module with them. What the off-ramps answer does not change by it.
+    def set_temperatures(self, true: bool) -> None:
+        """Let the module divide scores by the true temperatures before it takes their uncertainty,
+        or by nothing. What the off-ramps answer does not change by it.
         """
         offramps = self.module.offramps
-        tasks = list(offramps.classes)
-        for task, part in self.slices.items():
-            known = np.flatnonzero(self.gold[task] != IGNORE)
-            gold = torch.from_numpy(self.gold[task][known])
-            for layer, scores in enumerate(self.scores):
-                offramps.temperature[layer, tasks.index(task)] = fit_temperature(
-                    scores[torch.from_numpy(known), part], gold
-                )
-        for name in ("uncertainty", "chances"):
-            self.__dict__.pop(name, None)
+        for task, own in self.true_temperatures.items():
+            column = offramps.temperature[:, list(offramps.classes).index(task)]
+            column.copy_(own) if true else column.fill_(1.0)
+        self.__dict__.pop("uncertainty", None)
 
     def replay(self, criterion: ExitCriterion | None) -> Replay:
         """What a criterion would do; None for full depth."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import spacy
+import srsly
 import torch
 from conftest import TEXTS, make_encoder, make_examples, make_nlp
 from hypothesis import given, settings
@@ -190,16 +191,22 @@ def test_of_what_dev_cannot_tell_apart_the_surest():
 
 
 def test_expected_error_is_that_of_the_labels_at_exit(trained):
-    """At the temperatures of the layers that words leave at. Of names: 1 - F1 of the words in them,
-    were the answers drawn from the probabilities.
+    """At the true temperatures of the layers that words leave at, whatever divides scores for the
+    uncertainty. Of names: 1 - F1 of the words in them, were the answers drawn from the
+    probabilities.
     """
     transformer, examples = trained.get_pipe("transformer"), make_examples(trained)
     probe, criterion = Probe(transformer, examples, hits=True), halfway(trained)
+    assert np.isnan(probe(criterion).expected_error)
+    probe.record()
+    # What is fitted to six sentences leaves no error.
+    probe.true_temperatures = {"ner": torch.linspace(1.0, 3.0, N_LAYERS)}
     run = probe(criterion)
     with transformer.use(criterion):
         output = transformer.predict(probe.docs)
     gold = transformer.gold(examples, output.pieces)["ner"].numpy()
-    temperatures = torch.tensor(transformer.temperatures["ner"])[output.exit_layer - 1]
+    assert transformer.temperatures == {"ner": [1.0] * N_LAYERS}
+    temperatures = probe.true_temperatures["ner"][output.exit_layer - 1]
     scores = torch.from_numpy(output.scores) / temperatures[:, None]
     right = claimed = wanted = 0.0
     for label, chances in zip(gold, torch.softmax(scores, 1).tolist(), strict=True):
@@ -432,11 +439,12 @@ def test_command(stored, dev, tmp_path):
     args = [stored, dev, "--output", output, *OPTIONS, "-G", "--exit", "1.5x", "--plot", plot]
     code, out = run_cli("calibrate", *args, "--max-loss", "0.5")
     assert code == 0, out
-    assert "full" in out and "within-0.5" in out and "temperatures: ner" in out
+    assert "full" in out and "within-0.5" in out and "temperatures: not fitted" in out
     assert "the least expected error of the runs that are not surely worse" in out
     nlp = spacy.load(output)
     transformer = nlp.get_pipe("transformer")
-    meta = json.loads((output / "meta.json").read_text())
+    # Read as spaCy reads: small numbers can come out one bit off.
+    meta = srsly.read_json(output / "meta.json")
     assert meta["earlyexit"]["transformer"]["points"] == transformer.points
     assert meta["earlyexit"]["transformer"]["exit"] == transformer.exit
     assert nlp.meta["earlyexit"] == meta["earlyexit"]
@@ -515,7 +523,13 @@ def test_setting_in_force_stays_or_falls_back(stored, dev, tmp_path):
     assert "--add" in out and spacy.load(tmp_path / "a").get_pipe("transformer").exit is None
     args = [tmp_path / "criterion", dev, "-o", tmp_path / "b", *OPTIONS, "-G"]
     code, out = run_cli("calibrate", *args)
+    assert code == 0 and "chosen at other temperatures" not in out
+    code, out = run_cli("calibrate", *args, "--force", "--temperatures")
     assert code == 0 and "chosen at other temperatures" in out
+    assert set(spacy.load(tmp_path / "b").get_pipe("transformer").temperatures["ner"]) != {1.0}
+    code, out = run_cli("calibrate", tmp_path / "b", dev, "-o", tmp_path / "e", *OPTIONS, "-G")
+    assert code == 0 and "chosen at other temperatures" in out, "from fitted ones to none"
+    assert set(spacy.load(tmp_path / "e").get_pipe("transformer").temperatures["ner"]) == {1.0}
     kept = spacy.load(tmp_path / "b").get_pipe("transformer").exit
     assert kept.to_config() == TokenExit(0.1, 1).to_config()
     # One that no temperature moves, and a point that was looked for in vain.

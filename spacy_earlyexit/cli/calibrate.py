@@ -66,8 +66,12 @@ def calibrate_cli(
         typer.Option("--add", help="Keep points and temperatures of the pipeline, and add to them"),
     ] = False,
     temperatures: Annotated[
-        bool, typer.Option(help="Fit a temperature for each layer and task first")
-    ] = True,
+        bool,
+        typer.Option(
+            help="Divide scores by a temperature, fitted for each layer and task, before their "
+            "uncertainty is taken"
+        ),
+    ] = False,
     exit_point: Annotated[
         str | None,
         typer.Option(
@@ -90,8 +94,7 @@ def calibrate_cli(
 ) -> None:
     """Find operating points of a trained pipeline on dev data: for each speed-up the surest
     of the settings that are not surely worse than the best, and the fastest that lose no
-    more than allowed. They are saved with a copy of the pipeline, with the temperatures that are
-    fitted first.
+    more than allowed. They are saved with a copy of the pipeline.
     """
     from spacy.cli._util import import_code, setup_gpu
 
@@ -111,7 +114,7 @@ def calibrate_cli(
             every=parse_list(every, "every", int, "whole numbers with commas between them"),
             sentence=criterion is Kind.sentence,
             prefix=prefix,
-            temperatures=temperatures and not add,
+            temperatures=None if add else temperatures,
             finalists=finalists,
         )
         found, transformer = calibrate_pipeline(
@@ -177,11 +180,12 @@ def calibrate_pipeline(
         expected = f"one of {', '.join(known)}"
         raise ValueError(Errors.E019.format(setting="exit", expected=expected, value=exit_point))
     examples = read_examples(nlp, dev_path, gold_preproc=gold_preproc, limit=limit)
+    before = transformer.temperatures
     found = calibrate(transformer, examples, search)
     measured = {FULL_DEPTH: found.full, **found.points}
     points = {name: point.to_point() for name, point in measured.items()}
     transformer.cfg["points"] = {**(transformer.points if add else {}), **points}
-    put_in_force(transformer, exit_point, search)
+    put_in_force(transformer, exit_point, search, moved=transformer.temperatures != before)
     with beside(output) as folder:
         nlp.to_disk(folder / "pipeline")
         put(folder / "pipeline", output, folder / "replaced")
@@ -193,12 +197,13 @@ def calibrate_pipeline(
 
 
 def put_in_force(
-    transformer: "EarlyExitTransformer", exit_point: str | None, search: "Search"
+    transformer: "EarlyExitTransformer", exit_point: str | None, search: "Search", *, moved: bool
 ) -> None:
     """Set the exit setting of a transformer that has new points, and say where it can't be kept.
 
     exit_point (Optional[str]): The point that is wanted; None: the setting that is there.
     search (Search): What was looked for.
+    moved (bool): Whether temperatures are others than before.
     """
     from ..pipeline.exit_setting import FULL_DEPTH
 
@@ -210,7 +215,7 @@ def put_in_force(
             msg.warn(error.format(point=wanted, points=points))
             wanted = FULL_DEPTH
         wanted = None if wanted == FULL_DEPTH else wanted
-    elif wanted is not None and search.temperatures and getattr(wanted, "needs_tasks", True):
+    elif wanted is not None and moved and getattr(wanted, "needs_tasks", True):
         msg.warn(Errors.E043.format(criterion=wanted))
     transformer.exit = wanted
 
