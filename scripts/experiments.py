@@ -125,7 +125,7 @@ def score(pipeline: Path, common: dict[str, Any]) -> list[dict[str, Any]]:
     gold_preproc = nlp.config["corpora"]["dev"]["gold_preproc"]
     dev = list(Corpus(common["paths.dev"], gold_preproc=gold_preproc, limit=limit)(nlp))
     # With temperatures, as when the first of them were scored, so that all rows compare.
-    search = Search(speedups=SPEEDUPS, max_losses=(), temperatures=True, finalists=2)
+    search = Search(speedups=SPEEDUPS, max_losses=(), temperatures=(True,), finalists=2)
     found = calibrate(transformer, dev, search)
     for name, reason in found.missed.items():  # the other rows still stand
         msg.warn(f"{name} left out: {reason}")

@@ -2,10 +2,10 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 from spacy.training import Example
@@ -15,6 +15,7 @@ from .criteria import SCHEDULES, ExitCriterion, SentenceExit, TokenExit
 from .errors import Errors
 from .evaluation import standard_error
 from .measuring import TOLERANCE, Curve, Measurement, Probe, Sweep, aim, find_threshold
+from .recording import Recording
 
 if TYPE_CHECKING:
     from .pipeline.transformer import EarlyExitTransformer
@@ -66,8 +67,9 @@ class Search:
     every (Sequence[int]): 1: words can leave at each layer, 2: at every second one …
     sentence (bool): Sentence exit, not token exit.
     prefix (str): Put before the points' names.
-    temperatures (Optional[bool]): Divide scores by what makes probabilities true before their
-        uncertainty is taken, or by nothing; None: by what they are divided by.
+    temperatures (Sequence[bool]): Whether scores are divided by what makes their probabilities true
+        before the uncertainty is taken. Of both, what has less expected error is taken; of none
+        (), it stays as it is.
     finalists (int): Candidates that are run for each target, of different kinds first. If there are
         two or more, the largest window is among them.
     """
@@ -80,7 +82,7 @@ class Search:
     every: Sequence[int] = (1,)
     sentence: bool = False
     prefix: str = ""
-    temperatures: bool | None = False
+    temperatures: Sequence[bool] = (False, True)
     finalists: int = 5
 
     def __post_init__(self) -> None:
@@ -155,6 +157,8 @@ def calibrate(
     layer and which layers are checked) is replayed at many thresholds. For each target, the most
     promising are run for real, at thresholds around it; their scores and expected errors decide.
 
+    All that for scores as they are and for scores divided by temperatures, if both are wanted.
+
     transformer (EarlyExitTransformer): In its pipeline. It gets the temperatures, not the points.
     examples (Sequence[Example]): Dev data.
     search (Search): What is looked for.
@@ -166,40 +170,76 @@ def calibrate(
         recording, full = probe.record()
         if not full.scores:
             raise ValueError(Errors.E040.format(name=transformer.name))
-        if search.temperatures is not None:
-            recording.set_temperatures(search.temperatures)
-        candidates = search.candidates(transformer.n_layers)
-        bar.reset(total=1 + len(candidates) + len(search.points))
+        kinds = list(dict.fromkeys(search.temperatures))
+        n_targets = len(search.candidates(transformer.n_layers)) + len(search.points)
+        bar.reset(total=1 + max(len(kinds), 1) * n_targets)
         bar.update()
-        bar.set_description("replays")
-        curves: dict[Candidate, Curve] = {}
-        for candidate in candidates:
-            curves[candidate] = Curve(recording, candidate)
-            bar.update()
-        sweeps = {candidate: Sweep(probe, candidate) for candidate in candidates}
-        missed: dict[str, str] = {}
-        for speedup in search.speedups:
-            name = search.speed_point(speedup)
-            bar.set_description(name)
-            promises = {c: curve.promise(speedup) for c, curve in curves.items()}
-            ranked = sorted(promises, key=lambda c: promises[c], reverse=True)
-            within = [c for c in ranked if promises[c][0] >= 1 - TOLERANCE]
-            for candidate in _of_each_kind(within or ranked)[: search.finalists]:
-                try:
-                    find_threshold(sweeps[candidate], speedup, curve=curves[candidate])
-                except ValueError as error:
-                    missed[name] = str(error)
-            bar.update()
-        at_full = recording.replay(None).score
-        for loss in search.max_losses:
-            name = search.loss_point(loss)
-            bar.set_description(name)
-            promised = {c: curves[c].fastest(at_full - loss) for c in curves}
-            ranked = sorted(promised, key=lambda c: promised[c], reverse=True)
-            for candidate in _of_each_kind(ranked)[: search.finalists]:
-                fine = partial(_loses_at_most, loss, full)
-                _push(sweeps[candidate], curves[candidate], promised[candidate], fine)
-            bar.update()
+        if not kinds:
+            found = _find(probe, recording, full, search, bar)
+        else:
+            of_each = {}
+            for kind in kinds:
+                recording.set_temperatures(kind)
+                of_each[kind] = _find(probe, recording, full, search, bar)
+            best = _least_error(of_each, search)
+            recording.set_temperatures(best)
+            found = of_each[best]
+    transformer.changed = False  # the points are for the weights of now
+    return found
+
+
+def _least_error(of_each: Mapping[bool, Calibration], search: Search) -> bool:
+    """RETURNS (bool): With which temperatures most of the wanted speed-ups are reached, then with
+    which the expected error at those that all reach is least, as a ratio.
+    """
+    names = [search.speed_point(speedup) for speedup in search.speedups]
+    points = {kind: found.points for kind, found in of_each.items()}
+    shared = [name for name in names if all(name in own for own in points.values())]
+    errors = {kind: [own[name].expected_error for name in shared] for kind, own in points.items()}
+    known = not np.isnan(list(errors.values())).any()
+
+    def worth(kind: bool) -> tuple[int, float]:
+        least = sum(math.log(max(error, 1e-9)) for error in errors[kind]) if known else 0.0
+        return -sum(name in points[kind] for name in names), least
+
+    return min(of_each, key=worth)
+
+
+def _find(
+    probe: Probe, recording: Recording, full: Measurement, search: Search, bar: "tqdm[NoReturn]"
+) -> Calibration:
+    """What is found at the temperatures of now."""
+    probe.runs = [full]
+    candidates = search.candidates(recording.n_layers)
+    bar.set_description("replays")
+    curves: dict[Candidate, Curve] = {}
+    for candidate in candidates:
+        curves[candidate] = Curve(recording, candidate)
+        bar.update()
+    sweeps = {candidate: Sweep(probe, candidate) for candidate in candidates}
+    missed: dict[str, str] = {}
+    for speedup in search.speedups:
+        name = search.speed_point(speedup)
+        bar.set_description(name)
+        promises = {c: curve.promise(speedup) for c, curve in curves.items()}
+        ranked = sorted(promises, key=lambda c: promises[c], reverse=True)
+        within = [c for c in ranked if promises[c][0] >= 1 - TOLERANCE]
+        for candidate in _of_each_kind(within or ranked)[: search.finalists]:
+            try:
+                find_threshold(sweeps[candidate], speedup, curve=curves[candidate])
+            except ValueError as error:
+                missed[name] = str(error)
+        bar.update()
+    at_full = recording.replay(None).score
+    for loss in search.max_losses:
+        name = search.loss_point(loss)
+        bar.set_description(name)
+        promised = {c: curves[c].fastest(at_full - loss) for c in curves}
+        ranked = sorted(promised, key=lambda c: promised[c], reverse=True)
+        for candidate in _of_each_kind(ranked)[: search.finalists]:
+            fine = partial(_loses_at_most, loss, full)
+            _push(sweeps[candidate], curves[candidate], promised[candidate], fine)
+        bar.update()
     # Every run counts, whatever it was made for.
     fast = [run for run in probe.runs if run.speedup > 1]
     points: dict[str, Measurement] = {}
@@ -219,7 +259,6 @@ def calibrate(
         else:
             missed[search.loss_point(loss)] = Errors.E041.format(loss=loss, score=full.score)
     missed = {name: reason for name, reason in missed.items() if name not in points}
-    transformer.changed = False  # the points are for the weights of now
     return Calibration(full, points, missed, far, probe.runs)
 
 

@@ -306,9 +306,44 @@ def test_losses_that_are_allowed(trained):
         assert found.points["a-lossless"].speedup <= loose.speedup
 
 
+def test_temperatures_are_those_with_less_expected_error(stored, monkeypatch):
+    """Both are tried, and what is found, runs and pipeline are of one of them."""
+    search = Search(**{**vars(SEARCH), "speedups": (1.5, 2.0), "max_losses": ()})
+    of_each = {}
+    for kinds in ((False,), (True,), (False, True)):
+        nlp = spacy.load(stored)
+        transformer = nlp.get_pipe("transformer")
+        only = Search(**{**vars(search), "temperatures": kinds})
+        found = calibrate(transformer, make_examples(nlp), only)
+        of_each[kinds] = found, transformer.temperatures["ner"]
+    assert set(of_each[False,][1]) == {1.0} and set(of_each[True,][1]) != {1.0}
+    best = module._least_error({kind: of_each[kind,][0] for kind in (False, True)}, search)
+    found, temperatures = of_each[False, True]
+    assert temperatures == of_each[best,][1]
+    assert [run.to_point() for run in found.runs] == [
+        run.to_point() for run in of_each[best,][0].runs
+    ]
+
+    def calibration(*errors):
+        run = Measurement(None, 0.9, 2.0, 4.0)
+        points = {"1.5x": replace(run, expected_error=errors[0])}
+        if len(errors) > 1:
+            points["2x"] = replace(run, expected_error=errors[1])
+        return module.Calibration(run, points, {}, [], [run])
+
+    for without, fitted, expected in (
+        (calibration(0.1, 0.2), calibration(0.2, 0.2), False),
+        (calibration(0.1, 0.2), calibration(0.1, 0.15), True),
+        (calibration(0.1), calibration(0.2, 0.2), True),
+        (calibration(0.1, 0.2), calibration(0.05), False),
+        (calibration(np.nan, 0.2), calibration(0.05, 0.1), False),
+    ):
+        assert module._least_error({False: without, True: fitted}, search) is expected
+
+
 def without_temperatures(search):
     """For a transformer that other tests share."""
-    return Search(**{**vars(search), "temperatures": False})
+    return Search(**{**vars(search), "temperatures": (False,)})
 
 
 def test_sentence_exit(trained):
@@ -439,7 +474,7 @@ def test_command(stored, dev, tmp_path):
     args = [stored, dev, "--output", output, *OPTIONS, "-G", "--exit", "1.5x", "--plot", plot]
     code, out = run_cli("calibrate", *args, "--max-loss", "0.5")
     assert code == 0, out
-    assert "full" in out and "within-0.5" in out and "temperatures: not fitted" in out
+    assert "full" in out and "within-0.5" in out and "temperatures: " in out
     assert "the least expected error of the runs that are not surely worse" in out
     nlp = spacy.load(output)
     transformer = nlp.get_pipe("transformer")
@@ -522,12 +557,13 @@ def test_setting_in_force_stays_or_falls_back(stored, dev, tmp_path):
     assert code == 0 and "'old', which was in force, is not among those" in out
     assert "--add" in out and spacy.load(tmp_path / "a").get_pipe("transformer").exit is None
     args = [tmp_path / "criterion", dev, "-o", tmp_path / "b", *OPTIONS, "-G"]
-    code, out = run_cli("calibrate", *args)
+    code, out = run_cli("calibrate", *args, "--no-temperatures")
     assert code == 0 and "chosen at other temperatures" not in out
     code, out = run_cli("calibrate", *args, "--force", "--temperatures")
     assert code == 0 and "chosen at other temperatures" in out
     assert set(spacy.load(tmp_path / "b").get_pipe("transformer").temperatures["ner"]) != {1.0}
-    code, out = run_cli("calibrate", tmp_path / "b", dev, "-o", tmp_path / "e", *OPTIONS, "-G")
+    args = [tmp_path / "b", dev, "-o", tmp_path / "e", *OPTIONS, "-G", "--no-temperatures"]
+    code, out = run_cli("calibrate", *args)
     assert code == 0 and "chosen at other temperatures" in out, "from fitted ones to none"
     assert set(spacy.load(tmp_path / "e").get_pipe("transformer").temperatures["ner"]) == {1.0}
     kept = spacy.load(tmp_path / "b").get_pipe("transformer").exit

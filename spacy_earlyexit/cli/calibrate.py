@@ -66,12 +66,13 @@ def calibrate_cli(
         typer.Option("--add", help="Keep points and temperatures of the pipeline, and add to them"),
     ] = False,
     temperatures: Annotated[
-        bool,
+        bool | None,
         typer.Option(
+            "--temperatures/--no-temperatures",
             help="Divide scores by a temperature, fitted for each layer and task, before their "
-            "uncertainty is taken"
+            "uncertainty is taken, or not; else both are tried",
         ),
-    ] = False,
+    ] = None,
     exit_point: Annotated[
         str | None,
         typer.Option(
@@ -114,7 +115,7 @@ def calibrate_cli(
             every=parse_list(every, "every", int, "whole numbers with commas between them"),
             sentence=criterion is Kind.sentence,
             prefix=prefix,
-            temperatures=None if add else temperatures,
+            temperatures=() if add else (False, True) if temperatures is None else (temperatures,),
             finalists=finalists,
         )
         found, transformer = calibrate_pipeline(
