@@ -193,10 +193,11 @@ def rules_cli(
     named = {rules: [found.get(rules) for found in of_each] for rules in of_each[0]}
     runs = {rules: [m for m in own if m] for rules, own in named.items() if all(own)}
     points = ["full depth", *(f"{speedup:g}x" for speedup in SPEEDUPS)]
-    # What has one value only is no column, but for those that the first tables had.
+    # Where one of the optional rules has one value only, it is no column.
     columns = ["point", "window", "schedule", "temperatures", "last layer", "every"]
     values = [{rules[i] for rules in runs if rules[1]} for i in range(len(columns))]
-    shown = [i for i in range(len(columns)) if i in (0, 4, 5) or len(values[i]) > 1]
+    optional = {"window", "schedule", "temperatures"}
+    shown = [i for i, name in enumerate(columns) if name not in optional or len(values[i]) > 1]
     scores = list(next(iter(runs.values()))[0].scores)
     header = [*(columns[i] for i in shown), "MAC speed-up", *scores, "expected error"]
     rows = [

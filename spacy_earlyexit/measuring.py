@@ -154,9 +154,9 @@ class Probe:
         return self.gold
 
     def _expected_error(self, output: "MultiExitOutput") -> float:
-        layers = output.exit_layer - 1
         if not self.true_temperatures:
             return math.nan
+        layers = output.exit_layer - 1
         classes = module_of(self.transformer.model).offramps.classes
         return expected_error(
             gold_chances(
@@ -244,7 +244,8 @@ def find_threshold(
     RETURNS (Measurement): The nearest run.
     RAISES (ValueError): If even a threshold of 1 is slower than wanted.
     """
-    low, high = 1e-6 if curve is None else 0.1 * float(curve.thresholds[0]), 1.0
+    low = 1e-6 if curve is None else 0.1 * float(curve.thresholds[0])
+    high = 1.0
     for _ in range(max_runs):
         below = [t for t, m in sweep.seen.items() if m.speedup <= speedup]
         above = [t for t, m in sweep.seen.items() if m.speedup > speedup]

@@ -145,7 +145,7 @@ class Recording:
         offramps = self.module.offramps
         for task, own in self.true_temperatures.items():
             column = offramps.temperature[:, list(offramps.classes).index(task)]
-            column.copy_(own) if true else column.fill_(1.0)
+            column.copy_(own if true else torch.ones_like(own))
         self.__dict__.pop("uncertainty", None)
 
     def replay(self, criterion: ExitCriterion | None) -> Replay:
