@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import spacy
 import torch
+import torch.nn.functional as F
 import typer
 from spacy.training import Corpus
 from torch import nn
@@ -17,12 +18,19 @@ from spacy_earlyexit import architectures
 from spacy_earlyexit.architectures import module_of
 from spacy_earlyexit.cli.tables import print_table
 from spacy_earlyexit.encoders.int8 import Int8Linear, Int8Product
-from spacy_earlyexit.encoders.layers import CHUNK, by_columns
+from spacy_earlyexit.encoders.layers import CHUNK
+from spacy_earlyexit.encoders.products import (
+    Linear,
+    by_columns,
+    by_onednn,
+    onednn_is_faster,
+)
 from spacy_earlyexit.engine import run
 from spacy_earlyexit.evaluation import bare_doc, find_transformer
 
 HIDDEN, INNER = 384, 1536
 ROWS = (32, 128, 512, 3_000)
+Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 app = typer.Typer(add_completion=False)
 Threads = Annotated[int, typer.Option(help="torch's threads, 0 for all cores", min=0)]
@@ -44,7 +52,7 @@ def best(call: Callable[..., object], *args: object, seconds: float = 0.5) -> fl
 def kinds_cli(threads: Threads = 0) -> None:
     """float32, bfloat16 and int8 products, and a feed-forward of them."""
     torch.set_num_threads(threads or torch.get_num_threads())
-    inner, outer = nn.Linear(HIDDEN, INNER), nn.Linear(INNER, HIDDEN)
+    inner, outer = by_columns(Linear(HIDDEN, INNER)), by_columns(Linear(INNER, HIDDEN))
     inner8, outer8 = Int8Linear(inner), Int8Linear(outer)
     half = nn.Linear(HIDDEN, INNER).to(torch.bfloat16)
     bare = torch.randint(-63, 64, (INNER, HIDDEN), dtype=torch.int8)
@@ -56,7 +64,8 @@ def kinds_cli(threads: Threads = 0) -> None:
         half_x = x.to(torch.bfloat16)
         operations = 2 * n * HIDDEN * INNER / 1e9
         times = [
-            best(inner, x),
+            best(F.linear, x, inner.weight, inner.bias),
+            best(by_onednn, x, inner.weight, inner.bias),
             best(half, half_x),
             best(product, whole),
             best(torch._int_mm, whole, bare.T),
@@ -66,19 +75,22 @@ def kinds_cli(threads: Threads = 0) -> None:
     msg.divider(f"GFLOP/s of {HIDDEN} by {INNER}, {torch.get_num_threads()} threads")
     header = [
         "rows",
-        "float32",
+        "float32, MKL",
+        "float32, oneDNN",
         "bfloat16",
         "int8 alone",
         "torch._int_mm",
         "int8 from and to float32",
     ]
-    print_table(rows, header, "rrrrrr")
+    print_table(rows, header, "rrrrrrr")
+    chosen = "oneDNN" if onednn_is_faster() else "MKL"
+    msg.text(f"float32 products of predictions here are by {chosen}")
 
     def float32(x: torch.Tensor) -> torch.Tensor:
-        return outer(torch.nn.functional.gelu(inner(x)))
+        return outer(F.gelu(inner(x)))
 
     def int8(x: torch.Tensor) -> torch.Tensor:
-        return outer8(torch.nn.functional.gelu(inner8(x)))
+        return outer8(F.gelu(inner8(x)))
 
     def int8_in_chunks(x: torch.Tensor) -> torch.Tensor:
         return torch.cat([int8(chunk) for chunk in x.split(CHUNK)])
@@ -99,20 +111,25 @@ def layout_cli(threads: Threads = 0) -> None:
     torch.set_num_threads(threads or torch.get_num_threads())
     shapes = [(HIDDEN, HIDDEN), (HIDDEN, 2 * HIDDEN), (HIDDEN, INNER), (INNER, HIDDEN)]
 
-    def products(layers: list[nn.Linear], inputs: dict[int, torch.Tensor]) -> None:
-        for linear in layers:
-            linear(inputs[linear.in_features])
+    def products(product: Product, layers: list[Linear], inputs: dict[int, torch.Tensor]) -> None:
+        for layer in layers:
+            product(inputs[layer.in_features], layer.weight, layer.bias)
 
-    by_row = [nn.Linear(*shape) for _ in range(12) for shape in shapes]
-    by_column = [by_columns(nn.Linear(*shape)) for _ in range(12) for shape in shapes]
+    by_row = [Linear(*shape) for _ in range(12) for shape in shapes]
+    by_column = [by_columns(Linear(*shape)) for _ in range(12) for shape in shapes]
     rows = []
     for n in (8, 16, 32, 64, 128, 512):
         inputs = {size: torch.randn(n, size) for size in (HIDDEN, INNER)}
         operations = 2 * n * 12 * sum(a * b for a, b in shapes) / 1e9
-        times = [best(products, layers, inputs) for layers in (by_row, by_column)]
+        times = [
+            best(products, product, layers, inputs)
+            for product in (F.linear, by_onednn)
+            for layers in (by_row, by_column)
+        ]
         rows.append((f"{n:,}", *(f"{operations / t:.0f}" for t in times)))
     msg.divider(f"GFLOP/s of 12 layers, {torch.get_num_threads()} threads")
-    print_table(rows, ["rows", "by rows", "by columns"], "rrr")
+    header = ["rows", "MKL, by rows", "by columns", "oneDNN, by rows", "by columns"]
+    print_table(rows, header, "rrrrr")
 
 
 @app.command("encoder")

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .encoders.products import linear
 from .errors import Errors
 
 IGNORE = -100  # gold label of a word without annotation, as in torch's cross_entropy
@@ -86,14 +87,15 @@ class OffRamps(nn.Module):
             columns = columns.to(weight.device)
             weight, bias = weight[columns], bias[columns]
         words = self.dropout(words)
-        if not self.context:
-            return F.linear(words, weight, bias)
-        near = range(-self.context, self.context + 1)
-        parts = dict(zip(near, weight.chunk(len(near), dim=1), strict=True))
-        scores = F.linear(words, parts[0], bias)
+        # One product with a class's weights for all distances, which lie behind one another.
+        near = 2 * self.context + 1
+        products = linear(words, weight.reshape(len(bias) * near, words.shape[1]))
+        parts = products.view(len(words), len(bias), near)
+        scores = parts[:, :, self.context] + bias
         for distance, (to, place) in (neighbours or {}).items():
             # Scores are moved to the neighbours: they are smaller than the vectors.
-            scores.index_add_(0, to, F.linear(words, parts[distance]).index_select(0, place))
+            moved = parts[:, :, self.context + distance].index_select(0, place)
+            scores.index_add_(0, to, moved)
         return scores
 
     def column_temperatures(self, slices: Mapping[str, slice]) -> Tensor:

@@ -35,7 +35,7 @@ from transformers import (
 from spacy_earlyexit.architectures import Request, module_of
 from spacy_earlyexit.cli.info import describe
 from spacy_earlyexit.criteria import FixedExit, TokenExit
-from spacy_earlyexit.encoders import FAMILIES, SUPPORTED, load_encoder
+from spacy_earlyexit.encoders import FAMILIES, SUPPORTED, load_encoder, products
 from spacy_earlyexit.encoders.families import canonical_state
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -168,7 +168,11 @@ def test_every_family_is_tried():
     assert {case.split(",")[0] for case in CASES} == set(FAMILIES)
 
 
-def test_full_depth_equals_hugging_face(nlp, theirs):
+@pytest.mark.parametrize("by_onednn", [False, True])
+def test_full_depth_equals_hugging_face(nlp, theirs, by_onednn, monkeypatch):
+    monkeypatch.setattr(products, "_LEAST", 0)
+    known = by_onednn and torch.backends.mkldnn.is_available()
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: known)
     hf, _ = theirs
     model = nlp.get_pipe("transformer").model
     output = model.predict(Request(docs_of(nlp), states=True))

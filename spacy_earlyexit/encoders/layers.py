@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from .products import Linear, by_columns, linear
+
 # Rows that go through a layer's row-wise parts at a time, on a CPU: what stands between two
 # products then stays in its cache.
 CHUNK = 512
@@ -99,15 +101,15 @@ class EncoderLayer(nn.Module):
         self.pre_norm, self.gated = config.pre_norm, config.gated
         self.window = config.windows[number - 1] if config.windows else None
         self.theta = config.thetas[number - 1] if config.thetas else None
-        self.query = nn.Linear(hidden, hidden, bias=bias)
-        self.key_value = nn.Linear(hidden, 2 * hidden, bias=bias)
-        self.output = nn.Linear(hidden, hidden, bias=bias)
+        self.query = Linear(hidden, hidden, bias=bias)
+        self.key_value = Linear(hidden, 2 * hidden, bias=bias)
+        self.output = Linear(hidden, hidden, bias=bias)
         # Layer 1 of pre-norm encoders gets the embeddings, which have had their norm.
         normed = config.pre_norm and number == 1
         self.attention_norm = nn.Identity() if normed else config.norm(hidden)
         inner = 2 * config.inner if config.gated else config.inner
-        self.inner = nn.Linear(hidden, inner, bias=config.inner_bias)
-        self.outer = nn.Linear(config.inner, hidden, bias=config.inner_bias)
+        self.inner = Linear(hidden, inner, bias=config.inner_bias)
+        self.outer = Linear(config.inner, hidden, bias=config.inner_bias)
         self.norm = config.norm(hidden)
         self.activation = ACT2FN[config.activation]
         self.output_dropout = config.dropout(config.output_dropout)
@@ -206,7 +208,7 @@ class CatchUp(nn.Module):
         RETURNS (Tensor): shape (n, hidden).
         """
         at = number - 1
-        return torch.addmm(rows + self.bias[at], rows @ self.down[at], self.up[at])
+        return rows + linear(linear(rows, self.down[at].T), self.up[at].T, self.bias[at])
 
 
 class Encoder(nn.Module):
@@ -227,7 +229,7 @@ class Encoder(nn.Module):
             self.types = nn.Embedding(config.n_types, size)
         self.norm = config.norm(size)
         self.dropout = nn.Dropout(config.dropout(config.embedding_dropout))
-        self.project = nn.Identity() if config.embedding is None else nn.Linear(size, config.hidden)
+        self.project = nn.Identity() if config.embedding is None else Linear(size, config.hidden)
         self.blocks = list(config.blocks) or list(range(config.n_layers))
         self.layers = nn.ModuleList(
             EncoderLayer(config, self.blocks.index(block) + 1)
@@ -294,11 +296,3 @@ class Encoder(nn.Module):
         *parts, last = rows[torch.from_numpy(order).to(rows.device)].split(counts.tolist())
         moved = [part + part @ by.T for part, by in zip(parts, self.align, strict=True)]
         return torch.cat([*moved, last])[torch.from_numpy(np.argsort(order)).to(rows.device)]
-
-
-def by_columns(linear: nn.Linear) -> nn.Linear:
-    """Store a weight of shape (n_out, n_in) column by column, in place. The values stay the same;
-    with few rows, where reading the weight takes most of the time, a product is faster.
-    """
-    linear.weight.data = linear.weight.data.T.contiguous().T
-    return linear

@@ -1,0 +1,152 @@
+"""float32 products: the same numbers from either library, in every batch, and with gradients."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from spacy_earlyexit.criteria import TokenExit
+from spacy_earlyexit.encoders import products
+from spacy_earlyexit.encoders.products import Linear, by_columns, linear, onednn_is_faster, rounded
+
+needs_onednn = pytest.mark.skipif(
+    not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN"
+)
+
+
+@pytest.fixture
+def onednn(monkeypatch):
+    """All products by oneDNN, on whatever processor, and a count of them."""
+    calls = []
+
+    def counted(*args, product=products.by_onednn):
+        calls.append(len(args[0]))
+        return product(*args)
+
+    monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+    monkeypatch.setattr(products, "_LEAST", 0)
+    monkeypatch.setattr(products, "by_onednn", counted)
+    return calls
+
+
+@needs_onednn
+@pytest.mark.parametrize("n_rows", [0, 1, 5, 64, 515])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("layout", [lambda layer: layer, by_columns])
+def test_equals_torch(onednn, n_rows, bias, layout):
+    torch.manual_seed(0)
+    layer = layout(Linear(96, 40, bias=bias))
+    rows = torch.randn(n_rows, 96)
+    with torch.inference_mode():
+        expected = F.linear(rows, layer.weight, layer.bias)
+        torch.testing.assert_close(layer(rows), expected, atol=1e-5, rtol=1e-5)
+    assert onednn == [rounded(n_rows)]
+
+
+@needs_onednn
+def test_gradients_are_those_of_torch(onednn):
+    layer, rows = Linear(8, 6), torch.randn(5, 8, requires_grad=True)
+    layer(rows).square().sum().backward()
+    found = [rows.grad, layer.weight.grad, layer.bias.grad]
+    expected = torch.autograd.grad(
+        F.linear(rows, layer.weight, layer.bias).square().sum(), [rows, layer.weight, layer.bias]
+    )
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert not onednn
+    double = Linear(4, 3).double()
+    assert torch.autograd.gradcheck(double, torch.randn(5, 4).double().requires_grad_())
+
+
+@needs_onednn
+def test_other_precisions_are_left_to_torch(onednn):
+    layer, rows = Linear(8, 6), torch.randn(5, 8)
+    with torch.inference_mode():
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(rows).dtype == torch.bfloat16
+        assert layer.double()(rows.double()).dtype == torch.float64
+    assert not onednn
+
+
+@needs_onednn
+def test_small_products_are_left_to_torch(onednn, monkeypatch):
+    monkeypatch.setattr(products, "_LEAST", 8 * 6 * 5)
+    layer = Linear(8, 6)
+    with torch.inference_mode():
+        layer(torch.randn(4, 8))
+        assert not onednn
+        layer(torch.randn(5, 8))
+        assert onednn == [8]
+
+
+@given(st.integers(0, 100_000))
+def test_few_shapes(n):
+    assert n <= rounded(n) <= n + max(3, n // 16)
+    assert rounded(rounded(n)) == rounded(n)
+
+
+def test_shapes_are_few():
+    assert len({rounded(n) for n in range(16_385)}) < 200
+
+
+@needs_onednn
+@pytest.mark.parametrize("exit", [None, TokenExit(0.6, 1)])
+def test_result_does_not_depend_on_library_or_batch(trained, exit, monkeypatch):
+    texts = ["Anna Smith lives in New York .", "Berlin", "Bob met Anna in Paris and Berlin"]
+    transformer = trained.get_pipe("transformer")
+
+    def found(some):
+        output = transformer.predict([trained.make_doc(text) for text in some])
+        return output.scores, output.exit_layer
+
+    monkeypatch.setattr(products, "_LEAST", 0)
+    with transformer.use(exit):
+        monkeypatch.setattr(products, "onednn_is_faster", lambda: False)
+        scores, layers = found(texts)
+        monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
+        for some in ([texts], [[text] for text in texts]):
+            parts = [found(each) for each in some]
+            np.testing.assert_allclose(np.concatenate([s for s, _ in parts]), scores, atol=1e-5)
+            np.testing.assert_array_equal(np.concatenate([n for _, n in parts]), layers)
+
+
+@pytest.mark.parametrize("error", [AttributeError, RuntimeError])
+def test_torch_without_these_products(monkeypatch, error):
+    def missing(*args):
+        raise error
+
+    monkeypatch.setattr(products, "by_onednn", missing)
+    onednn_is_faster.cache_clear()
+    try:
+        assert not onednn_is_faster()
+        layer = nn.Linear(512, 512)
+        with torch.inference_mode():
+            rows = torch.randn(64, 512)
+            assert linear(rows, layer.weight, layer.bias).shape == (64, 512)
+    finally:
+        onednn_is_faster.cache_clear()
+
+
+@needs_onednn
+@pytest.mark.parametrize(("seconds", "faster"), [((1.0, 0.5), True), ((1.0, 0.9), False)])
+def test_the_clearly_faster_one_is_taken(monkeypatch, seconds, faster):
+    now = 0.0
+
+    def product(takes):
+        def multiply(*args):
+            nonlocal now
+            now += takes
+
+        return multiply
+
+    monkeypatch.setattr(products.F, "linear", product(seconds[0]))
+    monkeypatch.setattr(products, "by_onednn", product(seconds[1]))
+    monkeypatch.setattr(products.time, "perf_counter", lambda: now)
+    onednn_is_faster.cache_clear()
+    try:
+        assert onednn_is_faster() == faster
+    finally:
+        onednn_is_faster.cache_clear()
