@@ -75,7 +75,8 @@ def onednn_is_faster() -> bool:
     """
     if not torch.backends.mkldnn.is_available():
         return False
-    rows, layer, best = torch.zeros(64, 512), by_columns(nn.Linear(512, 512)), {}
+    rows, layer = torch.zeros(64, 512), by_columns(nn.Linear(512, 512))
+    best: dict[object, float] = {}
     with torch.inference_mode():
         for _ in range(8):
             for product in (F.linear, by_onednn):
