@@ -170,7 +170,11 @@ def rules_cli(
         str, typer.Option(help="1: words leave at each layer, 2: at each second")
     ] = "1",
     temperatures: Annotated[
-        str, typer.Option(help="What divides scores before the entropy is taken: none, fitted")
+        str,
+        typer.Option(
+            help="What divides scores before the entropy is taken: none, fitted, or a number for "
+            "one task only, like seg=0.7"
+        ),
     ] = "none",
     limit: Annotated[int, typer.Option(help="First documents only, 0 for all")] = 0,
     page: Annotated[Path | None, typer.Option(help="Replace the table in this file")] = None,
@@ -180,8 +184,11 @@ def rules_cli(
     combination of what the options name, with commas.
     """
     kinds = temperatures.split(",")
-    if not set(kinds) <= {"none", "fitted"}:
-        msg.fail(f"--temperatures {temperatures}: expected none, fitted or both", exits=1)
+    try:
+        for kind in kinds:
+            _temperatures(kind)
+    except ValueError:
+        msg.fail(f"--temperatures {temperatures}: expected none, fitted, TASK=NUMBER", exits=1)
     search = Search(
         windows=tuple(map(int, windows.split(","))),
         schedules=tuple(schedules.split(",")),
@@ -228,7 +235,7 @@ def _rules(
     recording, full = probe.record()
     found = {("full depth", *[""] * 5): full}
     for kind in dict.fromkeys(kinds):
-        recording.set_temperatures(kind == "fitted")
+        recording.set_temperatures(*_temperatures(kind))
         for candidate in reversed(search.candidates(transformer.n_layers)):
             curve, sweep = Curve(recording, candidate), Sweep(probe, candidate)
             for speedup in SPEEDUPS:
@@ -242,6 +249,17 @@ def _rules(
                 rules = (str(candidate.window), candidate.schedule, kind, last)
                 found[(f"{speedup:g}x", *rules, str(candidate.every))] = measured
     return found
+
+
+def _temperatures(kind: str) -> tuple[bool, dict[str, float]]:
+    """RETURNS (Tuple[bool, Dict[str, float]]): Whether they are the fitted ones, and what one task
+    has instead of 1.
+    RAISES (ValueError): If it is no such thing.
+    """
+    if kind in ("none", "fitted"):
+        return kind == "fitted", {}
+    task, value = kind.split("=")
+    return False, {task: float(value)}
 
 
 @app.command("table")

@@ -138,14 +138,17 @@ class Recording:
             for task, part in self.slices.items()
         }
 
-    def set_temperatures(self, true: bool) -> None:
+    def set_temperatures(self, true: bool, by_task: Mapping[str, float] | None = None) -> None:
         """Let the module divide scores by the true temperatures before it takes their uncertainty,
         or by nothing. What the off-ramps answer does not change by it.
+
+        by_task (Optional[Mapping[str, float]]): Factors on the temperatures of some tasks.
         """
         offramps = self.module.offramps
         for task, own in self.true_temperatures.items():
             column = offramps.temperature[:, list(offramps.classes).index(task)]
-            column.copy_(own if true else torch.ones_like(own))
+            factor = (by_task or {}).get(task, 1.0)
+            column.copy_(factor * (own if true else torch.ones_like(own)))
         self.__dict__.pop("uncertainty", None)
 
     def replay(self, criterion: ExitCriterion | None) -> Replay:

@@ -98,16 +98,18 @@ def test_runs_what_has_no_result_and_shares_stage_one(run, tmp_path):
     assert points and {row.split()[1] for row in points} <= {"2", "3", "4"}
     assert {row.split()[2] for row in points} <= {"1", "2"}
 
-    halting = ["--depths", "1", "--schedules", "constant,linear", "--temperatures", "none,fitted"]
+    halting = ["--depths", "1", "--schedules", "constant,linear", "--temperatures"]
+    halting.append("none,fitted,ner=0.7")
     printed = runner.invoke(script.app, [*rules, *halting, str(trained / "model-last")])
     assert printed.exit_code == 0, printed.output
     header, _, full, *points = (row.split() for row in printed.output.strip().splitlines())
     assert header[:5] == ["point", "schedule", "temperatures", "last", "layer"]
     assert {row[1] for row in points} <= {"constant", "linear"}
-    assert {row[2] for row in points} == {"none", "fitted"}
+    assert {row[2] for row in points} == {"none", "fitted", "ner=0.7"}
     assert [row[0] for row in points] == sorted(row[0] for row in points)
-    wrong = runner.invoke(script.app, [*rules, "--temperatures", "warm"])
-    assert wrong.exit_code == 1 and "expected none, fitted or both" in wrong.output
+    for kind in ("warm", "ner=warm"):
+        wrong = runner.invoke(script.app, [*rules, "--temperatures", kind])
+        assert wrong.exit_code == 1 and "expected none, fitted, TASK=NUMBER" in wrong.output
 
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- experiments: begin -->\nold\n<!-- experiments: end -->\nb\n")

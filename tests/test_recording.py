@@ -187,6 +187,10 @@ def test_temperatures_change_uncertainty_and_no_label(encoder, tmp_path):
     np.testing.assert_allclose(recording.uncertainty[-1], after.uncertainty, atol=1e-5)
     temperatures = transformer.temperatures
     assert list(temperatures) == ["ner"] and len(temperatures["ner"]) == 4
+    for true, expected in ((False, [1.0] * 4), (True, temperatures["ner"])):
+        recording.set_temperatures(true, {"ner": 0.5})
+        assert transformer.temperatures["ner"] == pytest.approx([0.5 * t for t in expected])
+    recording.set_temperatures(True)
     # Saved with the pipeline.
     nlp.to_disk(tmp_path)
     loaded = spacy.load(tmp_path).get_pipe("transformer")
