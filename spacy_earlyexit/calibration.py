@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
@@ -70,6 +70,9 @@ class Search:
     temperatures (Sequence[bool]): Whether scores are divided by what makes their probabilities true
         before the uncertainty is taken. Of both, what has less expected error is taken; of none
         (), it stays as it is.
+    task_temperatures (Mapping[str, float]): Factors on the temperatures of some tasks. With one
+        below 1 a task is taken for certain sooner, and more of a speed-up's cost is its own. None
+        where temperatures stay as they are.
     finalists (int): Candidates that are run for each target, of different kinds first. If there are
         two or more, the largest window is among them.
     """
@@ -83,6 +86,7 @@ class Search:
     sentence: bool = False
     prefix: str = ""
     temperatures: Sequence[bool] = (False, True)
+    task_temperatures: Mapping[str, float] = field(default_factory=dict)
     finalists: int = 5
 
     def __post_init__(self) -> None:
@@ -96,6 +100,16 @@ class Search:
             ("schedules", f"some of {', '.join(SCHEDULES)}", known),
             ("depths", "shares in (0, 1]", deep),
             ("every", "whole numbers >= 1", bool(self.every) and min(self.every) >= 1),
+            (
+                "task_temperatures",
+                "numbers > 0",
+                all(own > 0 for own in self.task_temperatures.values()),
+            ),
+            (
+                "task_temperatures",
+                "empty where temperatures stay as they are (--add)",
+                bool(self.temperatures) or not self.task_temperatures,
+            ),
             ("finalists", "1 or more", self.finalists >= 1),
         ]
         for setting, expected, fine in checks:
@@ -170,6 +184,13 @@ def calibrate(
         recording, full = probe.record()
         if not full.scores:
             raise ValueError(Errors.E040.format(name=transformer.name))
+        if unknown := sorted(set(search.task_temperatures) - set(recording.slices)):
+            expected = f"tasks among {', '.join(recording.slices)}"
+            raise ValueError(
+                Errors.E019.format(
+                    setting="task_temperatures", expected=expected, value=", ".join(unknown)
+                )
+            )
         kinds = list(dict.fromkeys(search.temperatures))
         n_targets = len(search.candidates(transformer.n_layers)) + len(search.points)
         bar.reset(total=1 + max(len(kinds), 1) * n_targets)
@@ -179,10 +200,10 @@ def calibrate(
         else:
             of_each = {}
             for kind in kinds:
-                recording.set_temperatures(kind)
+                recording.set_temperatures(kind, search.task_temperatures)
                 of_each[kind] = _find(probe, recording, full, search, bar)
             best = _least_error(of_each, search)
-            recording.set_temperatures(best)
+            recording.set_temperatures(best, search.task_temperatures)
             found = of_each[best]
     transformer.changed = False  # the points are for the weights of now
     return found

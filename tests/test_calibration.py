@@ -545,6 +545,31 @@ def test_input_is_replaced_only_with_force(stored, dev, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["copy"]
 
 
+def test_temperatures_of_a_task(stored, dev, tmp_path):
+    """On top of what is tried; wrong ones are named, and nothing is written."""
+    args = [stored, dev, "-o", tmp_path / "out", *OPTIONS, "-G"]
+    code, out = run_cli("calibrate", *args, "--no-temperatures", "--task-temperatures", "ner=0.5")
+    assert code == 0, out
+    found = spacy.load(tmp_path / "out").get_pipe("transformer")
+    assert set(found.temperatures["ner"]) == {0.5}
+    at_half = found.points
+    code, out = run_cli("calibrate", *args, "--no-temperatures", "--force")
+    assert spacy.load(tmp_path / "out").get_pipe("transformer").points != at_half
+    args[3] = tmp_path / "none"
+    for value, expected in (
+        ("ner", "tasks and numbers, like seg=0.7"),
+        ("ner=cold", "tasks and numbers, like seg=0.7"),
+        ("ner=0", "numbers > 0"),
+        ("tag=2", "tasks among ner"),
+    ):
+        code, out = run_cli("calibrate", *args, "--task-temperatures", value)
+        assert code == 1 and expected in " ".join(out.split()), out
+    args = [tmp_path / "out", dev, "-o", tmp_path / "none", *OPTIONS, "-G", "--add"]
+    code, out = run_cli("calibrate", *args, "--task-temperatures", "ner=0.5")
+    assert code == 1 and "empty where temperatures stay as they are" in " ".join(out.split())
+    assert not (tmp_path / "none").exists()
+
+
 def test_setting_in_force_stays_or_falls_back(stored, dev, tmp_path):
     """A point that is gone gives way to full depth; a criterion stays, with a warning."""
     nlp = spacy.load(stored)

@@ -73,6 +73,13 @@ def calibrate_cli(
             "uncertainty is taken, or not; else both are tried",
         ),
     ] = None,
+    task_temperatures: Annotated[
+        str,
+        typer.Option(
+            help="Factors on the temperatures of some tasks: with seg=0.7 that task is taken for "
+            "certain sooner, and more of a speed-up's cost is its own"
+        ),
+    ] = "",
     exit_point: Annotated[
         str | None,
         typer.Option(
@@ -116,6 +123,7 @@ def calibrate_cli(
             sentence=criterion is Kind.sentence,
             prefix=prefix,
             temperatures=() if add else (False, True) if temperatures is None else (temperatures,),
+            task_temperatures=parse_factors(task_temperatures),
             finalists=finalists,
         )
         found, transformer = calibrate_pipeline(
@@ -134,6 +142,19 @@ def calibrate_cli(
         msg.fail(f"Can't calibrate the pipeline '{pipeline}'", str(error), exits=1)
     print_calibration(found, transformer)
     msg.good(f"Saved the pipeline to {output}")
+
+
+def parse_factors(text: str) -> dict[str, float]:
+    """RETURNS (Dict[str, float]): The numbers by name out of "seg=0.7,ner=1".
+
+    RAISES (ValueError): If it is nothing of the kind.
+    """
+
+    def factor(part: str) -> tuple[str, float]:
+        name, value = part.split("=")
+        return name.strip(), float(value)
+
+    return dict(parse_list(text, "task_temperatures", factor, "tasks and numbers, like seg=0.7"))
 
 
 def calibrate_pipeline(
