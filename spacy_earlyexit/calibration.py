@@ -177,20 +177,19 @@ def calibrate(
     examples (Sequence[Example]): Dev data.
     search (Search): What is looked for.
     RETURNS (Calibration): Points and runs.
-    RAISES (ValueError): If there is nothing to score by.
+    RAISES (ValueError): If there is nothing to score by, or a task is named that is not there.
     """
+    if unknown := sorted(set(search.task_temperatures) - set(transformer.active_tasks)):
+        expected = f"tasks among {', '.join(transformer.active_tasks)}"
+        value = ", ".join(unknown)
+        raise ValueError(
+            Errors.E019.format(setting="task_temperatures", expected=expected, value=value)
+        )
     probe = Probe(transformer, examples, hits=True)
     with tqdm(total=1, desc="full depth", unit="target", disable=None, leave=False) as bar:
         recording, full = probe.record()
         if not full.scores:
             raise ValueError(Errors.E040.format(name=transformer.name))
-        if unknown := sorted(set(search.task_temperatures) - set(recording.slices)):
-            expected = f"tasks among {', '.join(recording.slices)}"
-            raise ValueError(
-                Errors.E019.format(
-                    setting="task_temperatures", expected=expected, value=", ".join(unknown)
-                )
-            )
         kinds = list(dict.fromkeys(search.temperatures))
         n_targets = len(search.candidates(transformer.n_layers)) + len(search.points)
         bar.reset(total=1 + max(len(kinds), 1) * n_targets)

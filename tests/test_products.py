@@ -83,7 +83,7 @@ def test_small_products_are_left_to_torch(onednn, monkeypatch):
 
 
 @given(st.integers(0, 100_000))
-def test_few_shapes(n):
+def test_rounded_up_a_little(n):
     assert n <= rounded(n) <= n + max(3, n // 16)
     assert rounded(rounded(n)) == rounded(n)
 

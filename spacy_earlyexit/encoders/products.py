@@ -60,12 +60,12 @@ def rounded(n: int) -> int:
     return -(-n // step) * step
 
 
-def by_columns(linear: nn.Linear) -> nn.Linear:
+def by_columns(layer: nn.Linear) -> nn.Linear:
     """Store a weight of shape (n_out, n_in) column by column, in place. The values stay the same;
     with few rows, where reading the weight takes most of the time, a product is faster.
     """
-    linear.weight.data = linear.weight.data.T.contiguous().T
-    return linear
+    layer.weight.data = layer.weight.data.T.contiguous().T
+    return layer
 
 
 @cache
