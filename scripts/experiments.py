@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import spacy
 import srsly
 import typer
-from report import markdown_table, number, percent, replace_block
+from report import markdown_table, mean_and_spread, percent, replace_block
 from spacy.cli._util import setup_gpu
 from spacy.cli.train import train
 from spacy.training import Corpus
@@ -67,7 +67,8 @@ def run_cli(
             common["components.transformer.model.mixed_precision"] = mixed_precision
             result = run_experiment(own, corpus, common, models / own["corpus"], gpu_id)
             head = {"name": name, "seed": seed, "mixed_precision": mixed_precision}
-            write_json(path, {**head, **own, **result})
+            settings = {key: value for key, value in own.items() if key != "seeds"}
+            write_json(path, {**head, **settings, **result})
 
 
 def run_experiment(
@@ -275,22 +276,29 @@ def table_cli(
 
 
 def table(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """A row per experiment and score: at full depth, then the change at each speed-up."""
-    header = ["experiment", "seed", "score", "full depth", *(f"{s:g}×" for s in SPEEDUPS)]
-    rows = []
+    """A row per experiment and score: at full depth, then the change at each speed-up; mean over
+    seeds ± standard deviation.
+    """
+    header = ["experiment", "seeds", "score", "full depth", *(f"{s:g}×" for s in SPEEDUPS)]
+    of_name: dict[str, list[dict[str, dict[str, float]]]] = {}
     for result in results:
         by_setting = {row["setting"]: row for row in result["rows"]}
-        full = by_setting["full depth"]
+        of_name.setdefault(result["name"], []).append(by_setting)
+    rows = []
+    for name, seeds in of_name.items():
         for key in ("ents_f", "tag_acc", "token_f"):
-            if key not in full:
+            if key not in seeds[0]["full depth"]:
                 continue
-            changes = [
-                number(100 * (by_setting[name][key] - full[key]), "+.2f")
-                if (name := f"{speedup:g}x") in by_setting
-                else ""
-                for speedup in SPEEDUPS
-            ]
-            rows.append([result["name"], str(result["seed"]), key, percent(full[key]), *changes])
+            full = [seed["full depth"][key] for seed in seeds]
+            cells = [mean_and_spread(full)]
+            for point in (f"{speedup:g}x" for speedup in SPEEDUPS):
+                if not all(point in seed for seed in seeds):  # one does not get there
+                    cells.append("")
+                    continue
+                points = [seed[point][key] for seed in seeds]
+                changes = [score - base for score, base in zip(points, full, strict=True)]
+                cells.append(mean_and_spread(changes, "+.2f"))
+            rows.append([name, str(len(seeds)), key, *cells])
     return header, rows
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Annotated, Any, Literal
 
 import typer
@@ -156,6 +157,12 @@ def percent(score: float | None) -> str:
 
 def number(value: float | None, form: str, unit: str = "") -> str:
     return "" if value is None else f"{value:{form}}{unit}"
+
+
+def mean_and_spread(values: Sequence[float], form: str = ".2f") -> str:
+    """Mean and standard deviation, in points of 100; of one value the value."""
+    text = f"{100 * fmean(values):{form}}"
+    return f"{text} ± {100 * stdev(values):.2f}" if len(values) > 1 else text
 
 
 def markdown_table(header: list[str], rows: list[list[str]]) -> str:

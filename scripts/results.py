@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple
 
 import train_plain
 import typer
-from report import markdown_table, replace_block
+from report import markdown_table, mean_and_spread, replace_block
 from spacy.cli import project_run
 from spacy.cli._util import setup_gpu
 from wasabi import msg
@@ -323,9 +323,7 @@ def _ordered(found: Found) -> list[tuple[tuple[str, str], Systems]]:
 def _cell(cells: list[Cell]) -> str:
     if not cells:
         return ""
-    text = f"{100 * fmean(cell.score for cell in cells):.2f}"
-    if len(cells) > 1:
-        text += f" ± {_spread(cells):.2f}"
+    text = mean_and_spread([cell.score for cell in cells])
     speedup = fmean(cell.speedup for cell in cells)
     return text if speedup == 1.0 else f"{text} ({speedup:.2f}×)"
 

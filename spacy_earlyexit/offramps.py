@@ -145,6 +145,7 @@ def joint_loss(
     *,
     teacher: Tensor | None = None,
     layer_weights: str = "linear",
+    task_weights: Mapping[str, float] | None = None,
     distill: float = 0.0,
 ) -> Tensor:
     """Weighted loss over all layers and tasks: sum_l w_l·CE_l / sum_l w_l, CE_l a mean over words.
@@ -159,9 +160,19 @@ def joint_loss(
     teacher (Optional[Tensor]): Scores to learn from, shape (n_words, n_classes). None: those of the
         last layer, for the words that got there.
     layer_weights (str): "linear": w_l = l, as in the paper; "uniform": w_l = 1.
+    task_weights (Optional[Mapping[str, float]]): What each task's loss is multiplied with; 1 for
+        those that it does not name.
     distill (float): Weight of the divergence of each layer's distribution from the teacher's.
     RETURNS (Tensor): The sum of the tasks' losses, a scalar.
+    RAISES (ValueError): If task_weights names a task that is not there.
     """
+    task_weights = task_weights or {}
+    if unknown := sorted(set(task_weights) - set(slices)):
+        raise ValueError(
+            Errors.E019.format(
+                setting="task_weights", expected=f"tasks out of {', '.join(slices)}", value=unknown
+            )
+        )
     weight_of = {layer: float(layer) for layer in range(1, n_layers + 1)}
     if layer_weights == "uniform":
         weight_of = dict.fromkeys(weight_of, 1.0)
@@ -176,7 +187,8 @@ def joint_loss(
             losses = F.cross_entropy(
                 scores[:, slices[task]], labels[words], ignore_index=IGNORE, reduction="none"
             )
-            total = total + (losses * weights).sum() / n_gold
+            own = task_weights.get(task, 1.0)
+            total = total + own * (losses * weights).sum() / n_gold
     if not distill:
         return total
     if teacher is None:
@@ -202,12 +214,18 @@ def joint_loss(
     return total
 
 
-def make_joint_loss(layer_weights: str = "linear", distill: float = 0.0) -> Callable[..., Tensor]:
+def make_joint_loss(
+    layer_weights: str = "linear",
+    distill: float = 0.0,
+    task_weights: dict[str, float] | None = None,
+) -> Callable[..., Tensor]:
     """Registered as spacy-earlyexit.JointLoss.v1; for `loss` of the transformer.
 
     layer_weights (str): "linear" (each layer weighs its number, as in the paper) or "uniform".
     distill (float): Weight of self-distillation: how much each layer also learns the distribution
         of the last one, or of the frozen copy if self-sampling keeps one. 0: gold only.
+    task_weights (Optional[Dict[str, float]]): What the loss of a task counts, such as {"ner": 2.0};
+        1 for those that it does not name.
     RAISES (ValueError): If a setting is impossible.
     """
     if layer_weights not in ("linear", "uniform"):
@@ -217,4 +235,11 @@ def make_joint_loss(layer_weights: str = "linear", distill: float = 0.0) -> Call
         )
     if distill < 0:
         raise ValueError(Errors.E019.format(setting="distill", expected=">= 0", value=distill))
-    return partial(joint_loss, layer_weights=layer_weights, distill=distill)
+    if task_weights and min(task_weights.values()) < 0:
+        expected = "numbers >= 0"
+        raise ValueError(
+            Errors.E019.format(setting="task_weights", expected=expected, value=task_weights)
+        )
+    return partial(
+        joint_loss, layer_weights=layer_weights, distill=distill, task_weights=task_weights
+    )

@@ -139,6 +139,12 @@ def test_table_says_what_is_lost():
         ["x", "1", "ents_f", "75.00", "-1.00", "", "-5.00", ""],
         ["x", "1", "tag_acc", "95.00", "+0.50", "", "-5.00", ""],
     ]
+    other = [{"setting": "full depth", "ents_f": 0.77}, {"setting": "2x", "ents_f": 0.78}]
+    rows = [{key: value for key, value in row.items() if key != "tag_acc"} for row in rows]
+    results = [{"name": "x", "seed": i, "rows": own} for i, own in enumerate([rows, other])]
+    # 4x is left out where not every seed gets there
+    expected = ["x", "2", "ents_f", "76.00 ± 1.41", "+0.00 ± 1.41", "", "", ""]
+    assert script.table(results)[1] == [expected]
 
 
 def test_the_plan_names_settings_that_exist():

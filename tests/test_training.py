@@ -587,7 +587,25 @@ def test_distillation_pulls_towards_the_last_layer_or_the_teacher():
     torch.testing.assert_close(uniform, sum(ce) / 3 / 3)
 
 
-@pytest.mark.parametrize("settings", [{"layer_weights": "square"}, {"distill": -1.0}])
+def test_weights_of_tasks():
+    scores = torch.randn(3, 5)
+    slices = {"a": slice(0, 2), "b": slice(2, 5)}
+    gold = {"a": torch.tensor([0, 1, 1]), "b": torch.tensor([2, 0, 1])}
+    loss = joint_loss([(1, torch.arange(3), scores)], gold, slices, 1, task_weights={"b": 3.0})
+    cross_entropy = torch.nn.functional.cross_entropy
+    expected = cross_entropy(scores[:, :2], gold["a"]) + 3 * cross_entropy(scores[:, 2:], gold["b"])
+    torch.testing.assert_close(loss, expected)
+
+
+def test_weight_of_a_task_that_is_not_there(encoder):
+    block = {"@misc": "spacy-earlyexit.JointLoss.v1", "task_weights": {"tga": 2.0}}
+    with pytest.raises(ValueError, match=r"`task_weights` has to be tasks out of .*tga"):
+        first_update(make_nlp(encoder, loss=block))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"layer_weights": "square"}, {"distill": -1.0}, {"task_weights": {"ner": -1.0}}]
+)
 def test_impossible_losses(settings):
     with pytest.raises(ValueError, match=f"`{next(iter(settings))}`"):
         make_joint_loss(**settings)
