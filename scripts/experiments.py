@@ -266,18 +266,28 @@ def _temperatures(kind: str) -> tuple[bool, dict[str, float]]:
 @app.command("table")
 def table_cli(
     results: Annotated[Path, typer.Option(exists=True)] = Path("metrics/experiments"),
+    only: Annotated[str, typer.Option(help="Names of experiments, with commas; all")] = "",
+    absolute: Annotated[bool, typer.Option(help="Scores at each speed-up, not changes")] = False,
     page: Annotated[Path | None, typer.Option(help="Replace the table in this file")] = None,
+    block: Annotated[str, typer.Option(help="Name of the table in that file")] = "experiments",
 ) -> None:
     """Print the results: dev scores at full depth, and what is lost at each MAC speed-up."""
-    header, rows = table([srsly.read_json(path) for path in sorted(results.glob("*.json"))])
+    found = [srsly.read_json(path) for path in sorted(results.glob("*.json"))]
+    names = only.split(",") if only else list(dict.fromkeys(own["name"] for own in found))
+    if unknown := sorted(set(names) - {own["name"] for own in found}):
+        msg.fail(f"{results} has no result of {', '.join(unknown)}", exits=1)
+    chosen = [own for name in names for own in found if own["name"] == name]
+    header, rows = table(chosen, absolute)
     print(text_table(rows, header=header, divider=True, max_col=60))
     if page:
-        replace_block(page, "experiments", markdown_table(header, rows))
+        replace_block(page, block, markdown_table(header, rows))
 
 
-def table(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """A row per experiment and score: at full depth, then the change at each speed-up; mean over
-    seeds ± standard deviation.
+def table(
+    results: Sequence[dict[str, Any]], absolute: bool = False
+) -> tuple[list[str], list[list[str]]]:
+    """A row per experiment and score: at full depth, then the change at each speed-up, or the score
+    there; mean over seeds ± standard deviation.
     """
     header = ["experiment", "seeds", "score", "full depth", *(f"{s:g}×" for s in SPEEDUPS)]
     of_name: dict[str, list[dict[str, dict[str, float]]]] = {}
@@ -297,7 +307,9 @@ def table(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]
                     continue
                 points = [seed[point][key] for seed in seeds]
                 changes = [score - base for score, base in zip(points, full, strict=True)]
-                cells.append(mean_and_spread(changes, "+.2f"))
+                cells.append(
+                    mean_and_spread(points) if absolute else mean_and_spread(changes, "+.2f")
+                )
             rows.append([name, str(len(seeds)), key, *cells])
     return header, rows
 

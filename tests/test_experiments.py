@@ -120,6 +120,12 @@ def test_runs_what_has_no_result_and_shares_stage_one(run, tmp_path):
     text = page.read_text()
     assert text.startswith("a\n<!--") and text.endswith("-->\nb\n") and "old" not in text
     assert text.count("| ents_f |") == 3
+    some = ["table", "--results", str(tmp_path / "results"), "--only"]
+    table = runner.invoke(script.app, [*some, "special,first"])
+    names = [line.split()[0] for line in table.output.strip().splitlines()[2:]]
+    assert names == ["special", "first"]
+    table = runner.invoke(script.app, [*some, "special,none"])
+    assert table.exit_code == 1 and "no result of none" in table.output
 
 
 def test_unknown_experiment(run):
@@ -145,6 +151,8 @@ def test_table_says_what_is_lost():
     # 4x is left out where not every seed gets there
     expected = ["x", "2", "ents_f", "76.00 ± 1.41", "+0.00 ± 1.41", "", "", ""]
     assert script.table(results)[1] == [expected]
+    expected = ["x", "2", "ents_f", "76.00 ± 1.41", "76.00 ± 2.83", "", "", ""]
+    assert script.table(results, absolute=True)[1] == [expected]
 
 
 def test_the_plan_names_settings_that_exist():
