@@ -305,11 +305,12 @@ def table(
                 if not all(point in seed for seed in seeds):  # one does not get there
                     cells.append("")
                     continue
-                points = [seed[point][key] for seed in seeds]
-                changes = [score - base for score, base in zip(points, full, strict=True)]
-                cells.append(
-                    mean_and_spread(points) if absolute else mean_and_spread(changes, "+.2f")
-                )
+                scores = [seed[point][key] for seed in seeds]
+                if absolute:
+                    cells.append(mean_and_spread(scores))
+                else:
+                    changes = [score - base for score, base in zip(scores, full, strict=True)]
+                    cells.append(mean_and_spread(changes, "+.2f"))
             rows.append([name, str(len(seeds)), key, *cells])
     return header, rows
 

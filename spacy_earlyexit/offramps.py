@@ -187,8 +187,7 @@ def joint_loss(
             losses = F.cross_entropy(
                 scores[:, slices[task]], labels[words], ignore_index=IGNORE, reduction="none"
             )
-            own = task_weights.get(task, 1.0)
-            total = total + own * (losses * weights).sum() / n_gold
+            total = total + task_weights.get(task, 1.0) * (losses * weights).sum() / n_gold
     if not distill:
         return total
     if teacher is None:
