@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from reference import given_rule, run_unit, sentence_rule, token_rule
+from reference import assert_equal, engine, given_rule, reference, sentence_rule, token_rule
 
 from spacy_earlyexit.criteria import UNIT_GAP, FixedExit, SentenceExit, TokenExit, window_max
 from spacy_earlyexit.encoders import Encoder, EncoderConfig, layers
@@ -121,55 +121,6 @@ class GivenExit:
 
     def __call__(self, layer, uncertainty, words):
         return torch.from_numpy(self.exits[words.word_id] <= layer)
-
-
-def engine(module, pieces, criterion, **kwargs):
-    """Run all units in one batch; results in the pieces' order of words."""
-    units = np.argsort(np.diff(pieces.unit_starts), kind="stable")
-    batch, out = run(module, pieces, units, criterion, TASKS, **kwargs)
-    words = batch.pieces_word
-    scores = torch.empty_like(out.scores)
-    scores[torch.from_numpy(words)] = out.scores
-    exits = np.empty(len(words), dtype=int)
-    exits[words] = out.exit_layer
-    macs = np.empty(len(units))
-    macs[units] = out.macs
-    states = None
-    if out.states is not None:
-        states = torch.empty_like(out.states)
-        states[torch.from_numpy(batch.pieces_row)] = out.states
-    return scores, exits, macs, states, (batch, out)
-
-
-def reference(module, pieces, rule_of_unit, rules=None):
-    """The same from the reference, unit by unit."""
-    scores, exits, macs, states = [], [], [], []
-    for u in range(pieces.n_units):
-        rows = slice(*pieces.unit_starts[u : u + 2])
-        words = slice(*pieces.word_starts[u : u + 2])
-        row_word = pieces.row_word[rows]
-        row_word = np.where(row_word >= 0, row_word - words.start, -1)
-        result = run_unit(
-            module,
-            torch.from_numpy(pieces.ids[rows]),
-            row_word,
-            torch.from_numpy(pieces.word_row[words] - rows.start),
-            module.offramps.slices,
-            rule_of_unit(u),
-            **(vars(rules) if rules else {}),
-        )
-        scores.append(result[0])
-        exits.extend(result[1])
-        states.append(result[2])
-        macs.append(result[3])
-    return torch.cat(scores), np.asarray(exits), np.asarray(macs, float), torch.cat(states)
-
-
-def assert_equal(ours, theirs):
-    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-9, atol=1e-9)
-    np.testing.assert_array_equal(ours[1], theirs[1])
-    np.testing.assert_allclose(ours[2], theirs[2])
-    torch.testing.assert_close(ours[3], theirs[3], rtol=1e-9, atol=1e-9)
 
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=6)

@@ -18,6 +18,7 @@ from conftest import (
     make_unigram,
     make_wordpiece,
 )
+from reference import assert_equal, engine, reference, token_rule
 from spacy.tokens import Doc
 from transformers import (
     AlbertTokenizerFast,
@@ -181,6 +182,27 @@ def test_full_depth_equals_hugging_face(nlp, theirs, by_onednn, monkeypatch):
     with torch.inference_mode():
         expected = hf_rows(hf, output.pieces)
     torch.testing.assert_close(output.states, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [0, 1])
+def test_exits_equal_the_reference(nlp, window):
+    """Checks (a) to (g) of the method for the family's own encoder: thresholds of 0 and above 1,
+    and one at which words leave at several layers, with and without a window, in a batch of mixed
+    lengths. The reference runs each unit for itself.
+    """
+    model = nlp.get_pipe("transformer").model
+    module = copy.deepcopy(module_of(model)).double()
+    pieces = model.predict(Request(docs_of(nlp))).pieces
+    full = engine(module, pieces, None, states=True)
+    zero = engine(module, pieces, TokenExit(0.0, window), states=True)
+    assert_equal(zero, full)
+    doubts = engine(module, pieces, FixedExit(1))[4][1].uncertainty
+    some = 1.001 * float(doubts.median())  # not what one of them has, which rounding would decide
+    for threshold in (some, 1.1):
+        ours = engine(module, pieces, TokenExit(threshold, window), states=True)
+        assert_equal(ours, reference(module, pieces, lambda u, t=threshold: token_rule(t, window)))
+        layers = set(ours[1].tolist())
+        assert layers == {1} if threshold > 1 else len(layers) > 1
 
 
 def test_gradients_equal_hugging_face(nlp, theirs):
