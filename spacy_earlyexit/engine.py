@@ -38,6 +38,7 @@ from torch import Tensor, nn
 
 from .criteria import UNIT_GAP, ExitCriterion
 from .encoders import Encoder, EncoderConfig, EncoderLayer
+from .encoders.attention import attention
 from .offramps import OffRamps, uncertainty
 from .pieces import Pieces, ranges
 
@@ -394,12 +395,12 @@ class _Group:
         mask = None if window is None or window >= self.span else self._mask(window, q)
         if self.padding is not None:
             q = q.index_select(0, self.padding)
-        mixed = F.scaled_dot_product_attention(
+        mixed = attention(
             q.view(self.n_units, self.width, n_heads, -1).transpose(1, 2),
             k.view(self.n_units, self.length, n_heads, -1).transpose(1, 2),
             v.view(self.n_units, self.length, n_heads, -1).transpose(1, 2),
-            attn_mask=mask,
-            dropout_p=dropout,
+            mask,
+            dropout,
         )
         mixed = mixed.transpose(1, 2).reshape(self.n_units * self.width, -1)
         return mixed if self.padding is None else mixed.index_select(0, self.valid)

@@ -29,7 +29,7 @@ from spacy_earlyexit.calibration import Candidate, Search, calibrate
 from spacy_earlyexit.cli import app
 from spacy_earlyexit.cli.calibrate import calibrate_pipeline
 from spacy_earlyexit.criteria import SCHEDULES, FixedExit, SentenceExit, TokenExit
-from spacy_earlyexit.encoders import products
+from spacy_earlyexit.encoders import attention, products
 from spacy_earlyexit.evaluation import (
     FORMAT,
     count_hits,
@@ -874,6 +874,7 @@ def test_macs_are_those_that_torch_counts(tmp_path, share, catch_up, monkeypatch
     backend does instead, and MKL's, not oneDNN's. What is padded there is not in our count.
     """
     monkeypatch.setattr(products, "onednn_is_faster", lambda: False)
+    monkeypatch.setattr(attention, "batched_is_faster", lambda n_threads: False)
     folder = make_encoder(tmp_path, n_layers=6, hidden_size=64, intermediate_size=256)
     nlp = make_nlp(str(folder), model={"catch_up": catch_up})
     transformer = nlp.get_pipe("transformer")

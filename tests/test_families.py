@@ -36,7 +36,7 @@ from transformers import (
 from spacy_earlyexit.architectures import Request, module_of
 from spacy_earlyexit.cli.info import describe
 from spacy_earlyexit.criteria import FixedExit, TokenExit
-from spacy_earlyexit.encoders import FAMILIES, SUPPORTED, load_encoder, products
+from spacy_earlyexit.encoders import FAMILIES, SUPPORTED, attention, load_encoder, products
 from spacy_earlyexit.encoders.families import canonical_state
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -169,11 +169,13 @@ def test_every_family_is_tried():
     assert {case.split(",")[0] for case in CASES} == set(FAMILIES)
 
 
-@pytest.mark.parametrize("by_onednn", [False, True])
-def test_full_depth_equals_hugging_face(nlp, theirs, by_onednn, monkeypatch):
+@pytest.mark.parametrize("fast", [False, True])
+def test_full_depth_equals_hugging_face(nlp, theirs, fast, monkeypatch):
+    """By torch's own products and attention, and by those that may be faster."""
     monkeypatch.setattr(products, "_LEAST", 0)
-    known = by_onednn and torch.backends.mkldnn.is_available()
+    known = fast and torch.backends.mkldnn.is_available()
     monkeypatch.setattr(products, "onednn_is_faster", lambda: known)
+    monkeypatch.setattr(attention, "batched_is_faster", lambda n_threads: fast)
     hf, _ = theirs
     model = nlp.get_pipe("transformer").model
     output = model.predict(Request(docs_of(nlp), states=True))

@@ -4,12 +4,13 @@ torch multiplies float32 matrices by MKL, which runs at about half of the speed 
 processors (AMD's), and not on others. So which one is tried out, once per process.
 """
 
-import time
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .trials import gain
 
 _GAIN = 1.2  # oneDNN has to be so many times as fast, so that chance never decides
 _LEAST = 2**20  # multiply-adds; calls of oneDNN take longer, so smaller products are MKL's
@@ -76,18 +77,7 @@ def onednn_is_faster() -> bool:
     if not torch.backends.mkldnn.is_available():
         return False
     rows, layer = torch.zeros(64, 512), by_columns(nn.Linear(512, 512))
-    best: dict[object, float] = {}
-    with torch.inference_mode():
-        for _ in range(8):
-            for product in (F.linear, by_onednn):
-                start = time.perf_counter()
-                try:
-                    product(rows, layer.weight, layer.bias)
-                except (AttributeError, RuntimeError):  # not in every torch
-                    return False
-                seconds = time.perf_counter() - start
-                best[product] = min(seconds, best.get(product, seconds))
-    return best[F.linear] > _GAIN * best[by_onednn]
+    return gain(by_onednn, F.linear, rows, layer.weight, layer.bias) > _GAIN
 
 
 def by_onednn(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
