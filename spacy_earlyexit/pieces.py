@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import srsly
+import torch
 from spacy.attrs import IS_SPACE, ORTH, SPACY
 from spacy.tokens import Doc
 from thinc.api import Model
@@ -24,6 +25,8 @@ from .spans import SpanGetter, cut_windows, owners, unit_bounds
 # Stands for "whitespace comes before" through the tokenizer's normaliser, which would turn a
 # literal U+2581 into a space and lose it. A private-use character: real text does not hold it.
 _SPACE_BEFORE = "\ue000"
+# Words that are worth a thread of the tokenizer's.
+_LEAST_SHARE = 512
 
 
 class PieceTokenizer:
@@ -106,9 +109,19 @@ class PieceTokenizer:
             self.prefix + w if s and not _is_cjk(w) else w
             for w, s in zip(words, spaced, strict=True)
         ]
-        encoding = self._tokenizer.encode(marked, is_pretokenized=True, add_special_tokens=False)
-        ids = np.asarray(encoding.ids, dtype=np.int64)
-        word = np.asarray(encoding.word_ids, dtype=np.int64)
+        # A share for each of torch's threads, if it is worth one.
+        share = max(-(-len(marked) // torch.get_num_threads()), _LEAST_SHARE)
+        if len(marked) <= share:
+            cut = [self._tokenizer.encode(marked, is_pretokenized=True, add_special_tokens=False)]
+        else:
+            shares = [marked[start : start + share] for start in range(0, len(marked), share)]
+            cut = self._tokenizer.encode_batch(
+                shares, is_pretokenized=True, add_special_tokens=False
+            )
+        ids = np.concatenate([np.asarray(part.ids, dtype=np.int64) for part in cut])
+        word = np.concatenate(
+            [i * share + np.asarray(part.word_ids, dtype=np.int64) for i, part in enumerate(cut)]
+        )
         ids[np.isin(ids, self._reserved)] = self.special["unk"]
         # Words that the tokenizer drops (zero-width characters), or of which it leaves nothing
         # but the mark, become one unknown piece.
@@ -251,62 +264,45 @@ def encode_docs(
     max_positions (int): The most rows of one unit, with its two special pieces.
     RETURNS (Pieces): The packed pieces; units without words are left out.
     """
-    doc_words = [_words_of(doc, tokenizer.marks_start) for doc in docs]
-    offsets = np.cumsum([0] + [len(tokens) for tokens, _, _ in doc_words])
-    orth = np.concatenate([np.zeros(0, np.uint64)] + [orth for _, orth, _ in doc_words])
-    spaced = np.concatenate([np.zeros(0, bool)] + [spaced for _, _, spaced in doc_words])
+    packed = _words_of(docs, tokenizer.marks_start)
+    orth, spaced = packed.orth, packed.spaced
     capacity = max_positions - 2
 
     # Distinct (word, whitespace before) pairs; each goes through the tokenizer once.
     words: list[str] = []
     flags: list[bool] = []
     inverse = np.zeros(len(orth), dtype=np.int64)
-    orth_doc = np.repeat(np.arange(len(docs)), np.diff(offsets))
     for flag in (False, True):
         chosen = np.flatnonzero(spaced == flag)
         keys, first, where = np.unique(orth[chosen], return_index=True, return_inverse=True)
         inverse[chosen] = where + len(words)
         # Docs of a batch can come from different vocabs.
-        owner = orth_doc[chosen[first]]
+        owner = packed.doc[chosen[first]]
         words += [docs[d].vocab.strings[int(key)] for d, key in zip(owner, keys, strict=True)]
         flags += [flag] * len(keys)
     piece_ids, piece_lengths, piece_heads = tokenizer.encode(words, flags)
     piece_starts = np.cumsum(piece_lengths) - piece_lengths
     piece_lengths = np.minimum(piece_lengths, capacity)
     piece_heads = np.minimum(piece_heads, piece_lengths - 1)
+    lengths_of = piece_lengths[inverse]
 
     span_doc, span_bounds = unit_bounds(docs, get_spans)
-    units: list[tuple[int, int, int]] = []  # document, first and last-plus-one word (packed)
-    own: list[tuple[int, int]] = []
-    for doc_i, (first, last) in zip(span_doc.tolist(), span_bounds.tolist(), strict=True):
-        tokens = doc_words[doc_i][0]
-        start = int(offsets[doc_i]) + int(np.searchsorted(tokens, first))
-        end = int(offsets[doc_i]) + int(np.searchsorted(tokens, last))
-        if start == end:
-            continue
-        for a, b, own_a, own_b in cut_windows(piece_lengths[inverse[start:end]], capacity):
-            units.append((doc_i, start + a, start + b))
-            own.append((start + own_a, start + own_b))
-
-    unit = np.asarray(units, dtype=np.int64).reshape(-1, 3)
-    unit_own = np.asarray(own, dtype=np.int64).reshape(-1, 2)
-    unit_words = unit[:, 2] - unit[:, 1]
-    word = ranges(unit[:, 1], unit_words)  # packed index of every occurrence
-    word_unit = np.repeat(np.arange(len(unit)), unit_words)
-    all_tokens = np.concatenate([np.zeros(0, np.int64)] + [t for t, _, _ in doc_words])
-    word_doc = unit[word_unit, 0]
-    word_token = all_tokens[word]
-    token_bounds = np.stack(
-        [all_tokens[unit[:, 1]], all_tokens[unit[:, 2] - 1] + 1], axis=1
-    ).reshape(-1, 2)
-    owned = (word >= unit_own[word_unit, 0]) & (word < unit_own[word_unit, 1])
+    bounds, unit_span = _cut(packed.inside(span_doc, span_bounds), lengths_of, capacity)
+    unit_doc = span_doc[unit_span]
+    unit_words = bounds[:, 1] - bounds[:, 0]
+    word = ranges(bounds[:, 0], unit_words)  # packed index of every occurrence
+    word_unit = np.repeat(np.arange(len(bounds)), unit_words)
+    word_doc = unit_doc[word_unit]
+    word_token = packed.token[word]
+    token_bounds = packed.token[bounds[:, :2] - [0, 1]] + [0, 1]
+    owned = (word >= bounds[word_unit, 2]) & (word < bounds[word_unit, 3])
     if (np.bincount(word[owned]) > 1).any():  # the span getter's own spans overlap
         chosen = np.flatnonzero(owned)
         speaks = owners(word_unit[chosen], word_doc[chosen], word_token[chosen], token_bounds)
         owned[chosen] = speaks
 
-    lengths = piece_lengths[inverse[word]]
-    unit_rows = np.bincount(word_unit, weights=lengths, minlength=len(unit)).astype(np.int64) + 2
+    lengths = lengths_of[word]
+    unit_rows = np.bincount(word_unit, lengths, len(bounds)).astype(np.int64) + 2
     unit_starts = np.concatenate([[0], np.cumsum(unit_rows)])
     # Rows of a word lie behind the rows of the words before it, plus the start pieces so far.
     word_begin = np.cumsum(lengths) - lengths + 2 * word_unit + 1
@@ -325,25 +321,68 @@ def encode_docs(
         word_doc=word_doc,
         word_token=word_token,
         owned=owned,
-        unit_doc=unit[:, 0],
+        unit_doc=unit_doc,
         unit_bounds=token_bounds,
     )
 
 
-def _words_of(doc: Doc, spaced_start: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Index, text key and "whitespace before" of the tokens that are not whitespace.
+@dataclass
+class _Words:
+    """The tokens of documents that are not whitespace, in order.
 
-    spaced_start (bool): Whether the start of the text counts as whitespace.
+    doc, token (ndarray): Document, and token in it, shape (n_words,).
+    orth (ndarray): Key of the text, shape (n_words,), uint64.
+    spaced (ndarray): Whether whitespace comes before, shape (n_words,), bool.
     """
-    if len(doc) == 0:
-        return np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, bool)
-    array = doc.to_array([ORTH, SPACY, IS_SPACE])
+
+    doc: np.ndarray
+    token: np.ndarray
+    orth: np.ndarray
+    spaced: np.ndarray
+
+    def inside(self, doc: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+        """doc, bounds (ndarray): Spans of tokens, see unit_bounds.
+        RETURNS (ndarray): First and last-plus-one word of each, shape (n_spans, 2).
+        """
+        # Document and token as one number, which grows from word to word.
+        step = max(self.token.max(initial=0), bounds.max(initial=0)) + 1
+        return np.searchsorted(self.doc * step + self.token, doc[:, None] * step + bounds)
+
+
+def _words_of(docs: list[Doc], spaced_start: bool) -> _Words:
+    """spaced_start (bool): Whether the start of a text counts as whitespace."""
+    empty = np.zeros((0, 3), dtype=np.uint64)
+    array = np.concatenate([empty, *(d.to_array([ORTH, SPACY, IS_SPACE]) for d in docs if len(d))])
+    lengths = np.asarray([len(doc) for doc in docs], dtype=np.int64)
+    starts = np.cumsum(lengths) - lengths
     is_space = array[:, 2].astype(bool)
-    spaced = np.ones(len(doc), dtype=bool)
-    spaced[0] = spaced_start
-    spaced[1:] = array[:-1, 1].astype(bool) | is_space[:-1]
-    tokens = np.flatnonzero(~is_space)
-    return tokens, array[tokens, 0], spaced[tokens]
+    spaced = np.append(True, array[:-1, 1].astype(bool) | is_space[:-1])[: len(array)]
+    spaced[starts[lengths > 0]] = spaced_start
+    words = np.flatnonzero(~is_space)
+    doc = np.repeat(np.arange(len(docs)), lengths)[words]
+    return _Words(doc, words - starts[doc], array[words, 0], spaced[words])
+
+
+def _cut(spans: np.ndarray, lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:
+    """Spans as units: as they are, or as windows where they are too long; without words, none.
+
+    spans (ndarray): First and last-plus-one word of each, shape (n_spans, 2).
+    lengths (ndarray): Pieces per word, shape (n_words,).
+    capacity (int): The most pieces of a unit.
+    RETURNS (Tuple[ndarray, ndarray]): First and last-plus-one word of each unit, and the same of
+        what it owns, shape (n_units, 4); and its span, shape (n_units,).
+    """
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    too_long = np.diff(ends[spans])[:, 0] > capacity
+    of_span = np.flatnonzero((spans[:, 0] < spans[:, 1]) & ~too_long)
+    units = np.tile(spans[of_span], 2)
+    for i in np.flatnonzero(too_long):
+        start, end = spans[i]
+        windows = start + np.asarray(cut_windows(lengths[start:end], capacity))
+        units = np.concatenate([units, windows])
+        of_span = np.append(of_span, np.repeat(i, len(windows)))
+    order = np.argsort(of_span, kind="stable")
+    return units[order], of_span[order]
 
 
 class TokenizerShim(Shim):

@@ -437,6 +437,55 @@ def test_several_processes(tmp_path, method):
         assert [set(layers) for layers, _, _ in found["full"]] == [{N_LAYERS}] * 8
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_threads_of_the_tokenizer_end_at_a_fork_without_a_warning(tmp_path):
+    """They are used in the parent, whose setting stays as it was, and not in the worker."""
+    script = """
+    import json, os, sys
+    import torch
+    from spacy.vocab import Vocab
+    from spacy.tokens import Doc
+    from spacy_earlyexit import pieces
+    from spacy_earlyexit.forks import one_thread_in_forks
+    from transformers import AutoTokenizer
+
+    one_thread_in_forks()
+    tokenizer = pieces.PieceTokenizer.from_transformers(
+        AutoTokenizer.from_pretrained(sys.argv[1]), "tiny"
+    )
+    name = "TOKENIZERS_PARALLELISM"
+    os.environ.pop(name, None)
+    os.dup2(1, 2)
+    torch.set_num_threads(2)
+    pieces._LEAST_SHARE = 1
+
+    def encode():
+        return [part.tolist() for part in tokenizer.encode(["Anna", "Berlin"] * 8, [True] * 16)]
+
+    own, found = encode(), []
+    for setting in (None, "true"):
+        if setting:
+            os.environ[name] = setting
+        there, here = os.pipe()
+        if not os.fork():
+            os.write(here, json.dumps([encode(), torch.get_num_threads()]).encode())
+            os._exit(0)
+        os.wait()
+        found.append([json.loads(os.read(there, 65536)), os.environ.get(name)])
+    print(json.dumps({"own": own, "found": found}))
+    """
+    encoder = make_encoder(tmp_path / "encoder")
+    code = tmp_path / "script.py"
+    code.write_text(dedent(script), encoding="utf8")
+    done = subprocess.run(
+        [sys.executable, str(code), str(encoder)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "fork" not in done.stdout + done.stderr
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    assert found["found"] == [[[found["own"], 1], None], [[found["own"], 1], "true"]]
+
+
 # --- the registry --------------------------------------------------------------------------
 
 

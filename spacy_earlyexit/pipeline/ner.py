@@ -106,13 +106,13 @@ class EarlyExitNer(ExitConsumer):
             spans = [Span(doc, start, end, label=label) for start, end, label in entities]
             kept: list[Span] = []
             blocked: list[Span] = []
-            if not self.overwrite:
+            if not self.overwrite and doc.has_annotation("ENT_IOB"):
                 kept = list(doc.ents)
                 iob, label = doc.to_array([ENT_IOB, ENT_TYPE]).reshape(-1, 2).T
                 blocked = [doc[i : i + 1] for i in np.flatnonzero((iob == 3) & (label == 0))]
-            # An entity found on both sides of a kept one that covers only whitespace can overlap.
-            taken = {token.i for span in kept + blocked for token in span}
-            spans = [span for span in spans if not taken.intersection(range(span.start, span.end))]
+                # One found on both sides of a kept one that covers only whitespace can overlap.
+                taken = {token.i for span in kept + blocked for token in span}
+                spans = [s for s in spans if not taken.intersection(range(s.start, s.end))]
             doc.set_ents(kept + spans, blocked=blocked, default="outside")
 
 
