@@ -26,7 +26,7 @@ but the decision to leave.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -196,7 +196,7 @@ class Batch:
         some = not row_active.all()
         self.active_rows = self.upload(rows) if some else None
         self.halted_rows = self.upload(np.flatnonzero(~row_active)) if some else None
-        self.groups = list(self._plan_groups(rows))
+        self._plan_groups(rows)
 
     def take_active(self, of_rows: Tensor) -> Tensor:
         """of_rows (Tensor): One entry per row, shape (n_rows, …).
@@ -284,17 +284,41 @@ class Batch:
         rows, starts = self.word_pieces
         return F.embedding_bag(rows, hidden, starts, mode="mean")
 
-    def _plan_groups(self, rows: np.ndarray) -> Iterator["_Group"]:
+    def _plan_groups(self, rows: np.ndarray) -> None:
         """rows (ndarray): The active rows, shape (n_active,)."""
-        starts = np.concatenate([[0], np.cumsum(self.n_active)])
-        changes = np.flatnonzero(self.lengths[1:] != self.lengths[:-1]) + 1
-        edges = np.concatenate([[0], changes, [self.n_units]])
-        for first, last in itertools.pairwise(edges.tolist()):
-            start, end = self.starts[first], self.starts[last]
-            places = self.places_host[start:end].reshape(last - first, -1)
-            active = rows[starts[first] : starts[last]] - start
-            counts = self.n_active[first:last]
-            yield _Group(starts[first:last] - starts[first], counts, active, places, self)
+        first = np.flatnonzero(np.diff(self.lengths, prepend=0))
+        sizes = np.diff(first, append=self.n_units)
+        widths = np.maximum.reduceat(self.n_active, first)
+        slots = np.repeat(widths, sizes)  # of each unit
+        self.query_slots: Tensor | None = None
+        queries = rows
+        if (slots > self.n_active).any():
+            place = np.arange(slots.sum()) - np.repeat(np.cumsum(slots) - slots, slots)
+            counts = np.repeat(self.n_active, slots)
+            begin = np.repeat(np.cumsum(self.n_active) - self.n_active, slots)
+            # What fills up is the unit's last one again.
+            slot_query = begin + np.minimum(place, counts - 1)
+            queries = rows[slot_query]
+            self.query_slots = self.upload(slot_query)
+            self.slots_taken = self.upload(np.flatnonzero(place < counts))
+        shapes = zip(sizes.tolist(), self.lengths[first].tolist(), widths.tolist(), strict=True)
+        self.groups = [_Group(*shape) for shape in shapes]
+        key_rows, slots_of = (np.cumsum([0, *sizes * of]) for of in (self.lengths[first], widths))
+        for i, group in enumerate(self.groups):
+            group.key_places = self.places_host[key_rows[i] : key_rows[i + 1]]
+            group.query_places = self.places_host[queries[slots_of[i] : slots_of[i + 1]]]
+
+    def fill_up(self, queries: Tensor) -> Tensor:
+        """queries (Tensor): Of the active rows, shape (n_active, H).
+        RETURNS (Tensor): As attention takes them: as many for each unit of a group.
+        """
+        return queries if self.query_slots is None else queries.index_select(0, self.query_slots)
+
+    def take_filled(self, mixed: Tensor) -> Tensor:
+        """mixed (Tensor): What attention made of these.
+        RETURNS (Tensor): That of the active rows, shape (n_active, H).
+        """
+        return mixed if self.query_slots is None else mixed.index_select(0, self.slots_taken)
 
 
 def word_gaps(word_unit: np.ndarray, word_id: np.ndarray) -> np.ndarray:
@@ -349,34 +373,19 @@ def _regroup(
 
 
 class _Group:
-    """Attention of a run of units of one length: keys need no padding, queries do where another
-    number of rows is active.
+    """Attention of a run of units of one length: keys need no padding, queries are filled up where
+    the units have different numbers of active rows.
     """
 
-    def __init__(
-        self,
-        starts: np.ndarray,
-        counts: np.ndarray,
-        active: np.ndarray,
-        places: np.ndarray,
-        batch: Batch,
-    ):
-        """starts, counts (ndarray): Where the active rows of each unit lie among the group's, and
-            how many they are, shape (n_units,).
-        active (ndarray): Which of the group's rows are active, shape (n_queries,).
-        places (ndarray): The places of its rows in their units, shape (n_units, length).
-        """
-        self.n_units, self.length = places.shape
-        self.active, self.places = active, places
-        self.span = int((places[:, -1] - places[:, 0]).max())
-        self.near: dict[int, Tensor] = {}  # masks by window
-        self.n_queries, self.width = int(counts.sum()), int(counts.max())
-        self.padding: Tensor | None = None
-        if int(counts.min()) < self.width:
-            place = np.arange(self.width)
-            valid = place < counts[:, None]
-            self.padding = batch.upload(np.where(valid, starts[:, None] + place, 0).ravel())
-            self.valid = batch.upload(np.flatnonzero(valid.ravel()))
+    # Places in their units of its keys and of its queries, shapes (n_units * length,) and
+    # (n_units * width,).
+    key_places: np.ndarray
+    query_places: np.ndarray
+
+    def __init__(self, n_units: int, length: int, width: int):
+        """width (int): Queries of each unit."""
+        self.n_units, self.length, self.width = n_units, length, width
+        self.near: dict[int, Tensor | None] = {}  # masks by window
 
     def attend(
         self,
@@ -387,35 +396,29 @@ class _Group:
         window: int | None,
         dropout: float,
     ) -> Tensor:
-        """q (Tensor): Queries of the group's active rows, shape (n_queries, H).
-        k, v (Tensor): Keys and values of all its rows, shape (n_units * length, H).
+        """q (Tensor): Queries, shape (n_units * width, H).
+        k, v (Tensor): Keys and values, shape (n_units * length, H).
         window (Optional[int]): How far a row sees on each side; None: as far as its unit.
-        RETURNS (Tensor): Mixed values, shape (n_queries, H).
+        RETURNS (Tensor): Mixed values, shape (n_units * width, H).
         """
-        mask = None if window is None or window >= self.span else self._mask(window, q)
-        if self.padding is not None:
-            q = q.index_select(0, self.padding)
         mixed = attention(
             q.view(self.n_units, self.width, n_heads, -1).transpose(1, 2),
             k.view(self.n_units, self.length, n_heads, -1).transpose(1, 2),
             v.view(self.n_units, self.length, n_heads, -1).transpose(1, 2),
-            mask,
+            None if window is None else self._mask(window, q.device),
             dropout,
         )
-        mixed = mixed.transpose(1, 2).reshape(self.n_units * self.width, -1)
-        return mixed if self.padding is None else mixed.index_select(0, self.valid)
+        return mixed.transpose(1, 2).reshape(self.n_units * self.width, -1)
 
-    def _mask(self, window: int, like: Tensor) -> Tensor:
-        """Which keys are near each query, bool, shape (n_units, 1, width, length). Kept: layers
-        between which no word left share it.
+    def _mask(self, window: int, device: torch.device) -> Tensor | None:
+        """Which keys are near each query, bool, shape (n_units, 1, width, length); None if all are.
+        Kept: layers between which no word left share it.
         """
         if window not in self.near:
-            keys = torch.from_numpy(self.places).to(like.device)
-            queries = torch.from_numpy(self.places.ravel()[self.active]).to(like.device)
-            if self.padding is not None:
-                queries = queries.index_select(0, self.padding)
-            distance = queries.view(self.n_units, 1, self.width, 1) - keys[:, None, None]
-            self.near[window] = distance.abs() <= window
+            keys = self.key_places.reshape(self.n_units, 1, 1, self.length)
+            queries = self.query_places.reshape(self.n_units, 1, self.width, 1)
+            near = np.abs(queries - keys) <= window
+            self.near[window] = None if near.all() else torch.from_numpy(near).to(device)
         return self.near[window]
 
 
@@ -436,7 +439,7 @@ def run_layer(layer: EncoderLayer, hidden: Tensor, batch: Batch, dropout: float)
     key_rows = [group.n_units * group.length for group in batch.groups]
     parts = zip(
         batch.groups,
-        query.split([group.n_queries for group in batch.groups]),
+        batch.fill_up(query).split([group.n_units * group.width for group in batch.groups]),
         key.split(key_rows),
         value.split(key_rows),
         strict=True,
@@ -444,7 +447,7 @@ def run_layer(layer: EncoderLayer, hidden: Tensor, batch: Batch, dropout: float)
     mixed = [
         group.attend(q, k, v, layer.n_heads, layer.window, dropout) for group, q, k, v in parts
     ]
-    return layer.finish(rows, mixed[0] if len(mixed) == 1 else torch.cat(mixed))
+    return layer.finish(rows, batch.take_filled(mixed[0] if len(mixed) == 1 else torch.cat(mixed)))
 
 
 def copy_halted(old: Tensor, rows: Tensor, batch: Batch, moved: Tensor | None = None) -> Tensor:

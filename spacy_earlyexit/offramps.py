@@ -87,15 +87,15 @@ class OffRamps(nn.Module):
             columns = columns.to(weight.device)
             weight, bias = weight[columns], bias[columns]
         words = self.dropout(words)
-        # One product with a class's weights for all distances, which lie behind one another.
+        # One product for all distances. A class's weights for them lie behind one another; in the
+        # product, the classes of a distance do.
         near = 2 * self.context + 1
-        products = linear(words, weight.reshape(len(bias) * near, words.shape[1]))
-        parts = products.view(len(words), len(bias), near)
-        scores = parts[:, :, self.context] + bias
+        by_distance = weight.reshape(len(bias), near, -1).transpose(0, 1).flatten(0, 1)
+        parts = linear(words, by_distance).chunk(near, dim=1)
+        scores = parts[self.context] + bias
         for distance, (to, place) in (neighbours or {}).items():
             # Scores are moved to the neighbours: they are smaller than the vectors.
-            moved = parts[:, :, self.context + distance].index_select(0, place)
-            scores.index_add_(0, to, moved)
+            scores.index_add_(0, to, parts[self.context + distance].index_select(0, place))
         return scores
 
     def column_temperatures(self, slices: Mapping[str, slice]) -> Tensor:
@@ -128,11 +128,12 @@ def uncertainty(
     worst = None
     if temperatures is not None:
         scores = scores / temperatures
+    by_class = scores.T.contiguous()  # sums over a few numbers are faster across words
     for part in slices.values():
         n_classes = part.stop - part.start
         if n_classes > 1:  # a single class is always certain
-            log_p = F.log_softmax(scores[:, part], dim=-1)
-            entropy = (log_p.exp() * log_p).sum(-1) / -math.log(n_classes)
+            log_p = F.log_softmax(by_class[part], dim=0)
+            entropy = (log_p.exp() * log_p).sum(0) / -math.log(n_classes)
             worst = entropy if worst is None else torch.maximum(worst, entropy)
     return scores.new_zeros(len(scores)) if worst is None else worst
 
