@@ -1,4 +1,4 @@
-"""The matrix products alone: what the processor gives, what int8 gives, what the encoder adds."""
+"""Products and attention alone: what the processor and int8 give, what the encoder adds."""
 
 import time
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from wasabi import msg
 from spacy_earlyexit import architectures
 from spacy_earlyexit.architectures import module_of
 from spacy_earlyexit.cli.tables import print_table
+from spacy_earlyexit.encoders.attention import batched, batched_is_faster
 from spacy_earlyexit.encoders.int8 import Int8Linear, Int8Product
 from spacy_earlyexit.encoders.layers import CHUNK
 from spacy_earlyexit.encoders.products import (
@@ -28,7 +29,7 @@ from spacy_earlyexit.encoders.products import (
 from spacy_earlyexit.engine import run
 from spacy_earlyexit.evaluation import bare_doc, find_transformer
 
-HIDDEN, INNER = 384, 1536
+HIDDEN, INNER, N_HEADS = 384, 1536, 12
 ROWS = (32, 128, 512, 3_000)
 Product = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -130,6 +131,32 @@ def layout_cli(threads: Threads = 0) -> None:
     msg.divider(f"GFLOP/s of 12 layers, {torch.get_num_threads()} threads")
     header = ["rows", "MKL, by rows", "by columns", "oneDNN, by rows", "by columns"]
     print_table(rows, header, "rrrrr")
+
+
+@app.command("attention")
+@torch.inference_mode()
+def attention_cli(threads: Threads = 0) -> None:
+    """Attention of units of one length, by torch's fused kernel and by batched products; with all
+    of their rows as queries, and with a few, as in deep layers.
+    """
+    torch.set_num_threads(threads or torch.get_num_threads())
+    size = HIDDEN // N_HEADS
+    rows = []
+    for length in (5, 10, 20, 40, 80):
+        for width in dict.fromkeys((length, min(length, 4))):
+            n_units = -(-800 // length)
+            query, key, value = (
+                torch.randn(n_units, n, N_HEADS, size).transpose(1, 2)
+                for n in (width, length, length)
+            )
+            times = [
+                best(way, query, key, value) for way in (F.scaled_dot_product_attention, batched)
+            ]
+            rows.append((length, n_units, width, *(f"{1e6 * t:.0f}" for t in times)))
+    msg.divider(f"Microseconds of {N_HEADS} heads of {size}, {torch.get_num_threads()} threads")
+    print_table(rows, ["length", "units", "queries of each", "fused", "batched"], "rrrrr")
+    chosen = "batched" if batched_is_faster(torch.get_num_threads()) else "fused"
+    msg.text(f"attention of short units is {chosen} in predictions here")
 
 
 @app.command("encoder")

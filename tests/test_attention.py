@@ -17,12 +17,12 @@ def batched(monkeypatch):
     """Batched products on whatever machine, and how many units each call had."""
     calls = []
 
-    def counted(query, *args, run=module.batched):
+    def counted(query, *args, run=module._batched):
         calls.append(len(query))
         return run(query, *args)
 
     monkeypatch.setattr(module, "batched_is_faster", lambda n_threads: True)
-    monkeypatch.setattr(module, "batched", counted)
+    monkeypatch.setattr(module, "_batched", counted)
     return calls
 
 

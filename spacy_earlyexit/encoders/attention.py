@@ -1,10 +1,10 @@
 """Attention of many short units, in prediction by the faster of two ways.
 
-torch's fused attention makes two products per unit and head, of a few rows each. Where it has
-several threads, each of these small products may ask for threads of its own, which costs more than
-the product (MKL on AMD's processors: two threads are slower than one). The same in two batched
-products has no such cost, but keeps all weights. So which one it is is tried out, once per number
-of threads.
+torch's fused attention makes two small products per unit and head. Where torch has several threads,
+each of these can ask for threads again, which takes longer than the product itself (with MKL on an
+AMD processor, two threads were slower than one). Two batched products for many units and heads have
+no such cost, but write down all weights. Which way is faster is tried out, once per number of
+threads; `benchmarks/products.py attention` shows it.
 """
 
 from functools import cache
@@ -17,7 +17,7 @@ from .trials import gain
 
 _GAIN = 1.2  # batched products have to be so many times as fast, so that chance never decides
 # Attention's weights at a time that stay in a processor's cache.
-_MOST_WEIGHTS = 2**18
+_MOST_WEIGHTS = 2**17
 _VECTOR = 16  # numbers in a vector of AVX-512
 
 
@@ -33,30 +33,33 @@ def attention(
     dropout (float): On the weights.
     RETURNS (Tensor): shape (n_units, n_heads, width, size).
     """
-    n_units, n_heads, width, _ = query.shape
-    of_unit = n_heads * width * key.shape[2]
     if (
         torch.is_grad_enabled()
         or dropout
         or query.dtype != torch.float32
         or query.device.type != "cpu"
-        or of_unit > _MOST_WEIGHTS
+        or query.shape[1] * query.shape[2] * key.shape[2] > _MOST_WEIGHTS
         or not batched_is_faster(torch.get_num_threads())
     ):
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
-    at_a_time = _MOST_WEIGHTS // max(of_unit, 1)
-    if n_units <= at_a_time:
-        return batched(query, key, value, mask)
-    parts = [part.split(at_a_time) for part in (query, key, value)]
-    masks = [None] * len(parts[0]) if mask is None else mask.split(at_a_time)
-    return torch.cat([batched(*part) for part in zip(*parts, masks, strict=True)])
+    return batched(query, key, value, mask)
 
 
 def batched(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """`attention` by batched products.
+    """`attention` by batched products, of as many units at a time as the cache holds.
 
     query, key, value, mask: See `attention`.
     """
+    n_units, n_heads, width, _ = query.shape
+    at_a_time = max(_MOST_WEIGHTS // max(n_heads * width * key.shape[2], 1), 1)
+    if n_units <= at_a_time:
+        return _batched(query, key, value, mask)
+    parts = [part.split(at_a_time) for part in (query, key, value)]
+    masks = [None] * len(parts[0]) if mask is None else mask.split(at_a_time)
+    return torch.cat([_batched(*part) for part in zip(*parts, masks, strict=True)])
+
+
+def _batched(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     n_units, n_heads, width, size = query.shape
     # Whatever lies behind one another in memory: products of strided batches are slow.
     q, k, v = (rows.reshape(n_units * n_heads, -1, size) for rows in (query, key, value))
