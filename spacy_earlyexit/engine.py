@@ -11,7 +11,7 @@ In each layer
 
 1. keys and values are made from all rows, queries from the *active* rows only;
 2. attention runs over groups of units of one length, which are views of the packed rows; only
-   queries are padded, where the units of a group have different numbers of active rows;
+   queries are filled up, where the units of a group have different numbers of active rows;
 3. output product, feed-forward and norms see the active rows only; the halted rows are copied as
    they are, and go on serving as keys and values (halt-and-copy); an encoder with `CatchUp` moves
    them by a small map of the layer;
@@ -28,7 +28,7 @@ but the decision to leave.
 import itertools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -287,7 +287,7 @@ class Batch:
     def _plan_groups(self, rows: np.ndarray) -> None:
         """rows (ndarray): The active rows, shape (n_active,)."""
         first = np.flatnonzero(np.diff(self.lengths, prepend=0))
-        sizes = np.diff(first, append=self.n_units)
+        sizes, lengths = np.diff(first, append=self.n_units), self.lengths[first]
         widths = np.maximum.reduceat(self.n_active, first)
         slots = np.repeat(widths, sizes)  # of each unit
         self.query_slots: Tensor | None = None
@@ -301,12 +301,11 @@ class Batch:
             queries = rows[slot_query]
             self.query_slots = self.upload(slot_query)
             self.slots_taken = self.upload(np.flatnonzero(place < counts))
-        shapes = zip(sizes.tolist(), self.lengths[first].tolist(), widths.tolist(), strict=True)
-        self.groups = [_Group(*shape) for shape in shapes]
-        key_rows, slots_of = (np.cumsum([0, *sizes * of]) for of in (self.lengths[first], widths))
-        for i, group in enumerate(self.groups):
-            group.key_places = self.places_host[key_rows[i] : key_rows[i + 1]]
-            group.query_places = self.places_host[queries[slots_of[i] : slots_of[i + 1]]]
+        shapes = zip(sizes.tolist(), lengths.tolist(), widths.tolist(), strict=True)
+        key_places = np.split(self.places_host, np.cumsum(sizes * lengths)[:-1])
+        query_places = np.split(self.places_host[queries], np.cumsum(sizes * widths)[:-1])
+        places = zip(key_places, query_places, strict=True)
+        self.groups = [_Group(*s, *p) for s, p in zip(shapes, places, strict=True)]
 
     def fill_up(self, queries: Tensor) -> Tensor:
         """queries (Tensor): Of the active rows, shape (n_active, H).
@@ -372,20 +371,23 @@ def _regroup(
     return items, place
 
 
+@dataclass
 class _Group:
     """Attention of a run of units of one length: keys need no padding, queries are filled up where
     the units have different numbers of active rows.
+
+    width (int): Queries of each unit.
+    key_places, query_places (ndarray): The places in their units of its keys, shape
+        (n_units * length,), and of its queries, shape (n_units * width,).
+    near (Dict[int, Optional[Tensor]]): Masks by window.
     """
 
-    # Places in their units of its keys and of its queries, shapes (n_units * length,) and
-    # (n_units * width,).
+    n_units: int
+    length: int
+    width: int
     key_places: np.ndarray
     query_places: np.ndarray
-
-    def __init__(self, n_units: int, length: int, width: int):
-        """width (int): Queries of each unit."""
-        self.n_units, self.length, self.width = n_units, length, width
-        self.near: dict[int, Tensor | None] = {}  # masks by window
+    near: dict[int, Tensor | None] = field(default_factory=dict)
 
     def attend(
         self,

@@ -1,13 +1,11 @@
 """Attention of short units: the same numbers either way, with masks and with gradients."""
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spacy_earlyexit.criteria import TokenExit
 from spacy_earlyexit.encoders import attention as module
 from spacy_earlyexit.encoders.attention import attention, batched_is_faster
 
@@ -99,25 +97,6 @@ def test_gradients_and_other_precisions_are_left_to_torch(batched):
         half = (part.to(torch.bfloat16) for part in some(2, 3, 4))
         assert attention(*half).dtype == torch.bfloat16
     assert not batched
-
-
-@pytest.mark.parametrize("exit", [None, TokenExit(0.6, 1)])
-def test_result_does_not_depend_on_the_way_or_batch(trained, exit, monkeypatch):
-    texts = ["Anna Smith lives in New York .", "Berlin", "Bob met Anna in Paris and Berlin"]
-    transformer = trained.get_pipe("transformer")
-
-    def found(some):
-        output = transformer.predict([trained.make_doc(text) for text in some])
-        return output.scores, output.exit_layer
-
-    with transformer.use(exit):
-        monkeypatch.setattr(module, "batched_is_faster", lambda n_threads: False)
-        scores, layers = found(texts)
-        monkeypatch.setattr(module, "batched_is_faster", lambda n_threads: True)
-        for some in ([texts], [[text] for text in texts]):
-            parts = [found(each) for each in some]
-            np.testing.assert_allclose(np.concatenate([s for s, _ in parts]), scores, atol=1e-5)
-            np.testing.assert_array_equal(np.concatenate([n for _, n in parts]), layers)
 
 
 @pytest.mark.parametrize(("gain", "faster"), [(2.0, True), (1.1, False), (0.0, False)])

@@ -1,6 +1,5 @@
 """float32 products: the same numbers from either library, in every batch, and with gradients."""
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from spacy_earlyexit.criteria import TokenExit
 from spacy_earlyexit.encoders import products
 from spacy_earlyexit.encoders.products import Linear, by_columns, linear, onednn_is_faster, rounded
 
@@ -90,27 +88,6 @@ def test_rounded_up_a_little(n):
 
 def test_shapes_are_few():
     assert len({rounded(n) for n in range(16_385)}) < 200
-
-
-@needs_onednn
-@pytest.mark.parametrize("exit", [None, TokenExit(0.6, 1)])
-def test_result_does_not_depend_on_library_or_batch(trained, exit, monkeypatch):
-    texts = ["Anna Smith lives in New York .", "Berlin", "Bob met Anna in Paris and Berlin"]
-    transformer = trained.get_pipe("transformer")
-
-    def found(some):
-        output = transformer.predict([trained.make_doc(text) for text in some])
-        return output.scores, output.exit_layer
-
-    monkeypatch.setattr(products, "_LEAST", 0)
-    with transformer.use(exit):
-        monkeypatch.setattr(products, "onednn_is_faster", lambda: False)
-        scores, layers = found(texts)
-        monkeypatch.setattr(products, "onednn_is_faster", lambda: True)
-        for some in ([texts], [[text] for text in texts]):
-            parts = [found(each) for each in some]
-            np.testing.assert_allclose(np.concatenate([s for s, _ in parts]), scores, atol=1e-5)
-            np.testing.assert_array_equal(np.concatenate([n for _, n in parts]), layers)
 
 
 @pytest.mark.parametrize("error", [AttributeError, RuntimeError])
