@@ -413,14 +413,16 @@ class _Group:
         return mixed.transpose(1, 2).reshape(self.n_units * self.width, -1)
 
     def _mask(self, window: int, device: torch.device) -> Tensor | None:
-        """Which keys are near each query, bool, shape (n_units, 1, width, length); None if all are.
-        Kept: layers between which no word left share it.
+        """Which keys are near each query, bool, shape (n_units, 1, width, length); None if no two
+        rows of a unit are further apart. Kept: layers between which no word left share it.
         """
         if window not in self.near:
             keys = self.key_places.reshape(self.n_units, 1, 1, self.length)
             queries = self.query_places.reshape(self.n_units, 1, self.width, 1)
-            near = np.abs(queries - keys) <= window
-            self.near[window] = None if near.all() else torch.from_numpy(near).to(device)
+            self.near[window] = None
+            if (keys[..., -1] - keys[..., 0]).max() > window:
+                near = np.abs(queries - keys) <= window
+                self.near[window] = torch.from_numpy(near).to(device)
         return self.near[window]
 
 

@@ -374,15 +374,15 @@ def _cut(spans: np.ndarray, lengths: np.ndarray, capacity: int) -> tuple[np.ndar
     """
     ends = np.concatenate([[0], np.cumsum(lengths)])
     too_long = np.diff(ends[spans])[:, 0] > capacity
-    of_span = np.flatnonzero((spans[:, 0] < spans[:, 1]) & ~too_long)
-    units = np.tile(spans[of_span], 2)
+    whole = np.flatnonzero((spans[:, 0] < spans[:, 1]) & ~too_long)
+    units, of_span = [np.tile(spans[whole], 2)], [whole]
     for i in np.flatnonzero(too_long):
         start, end = spans[i]
-        windows = start + np.asarray(cut_windows(lengths[start:end], capacity))
-        units = np.concatenate([units, windows])
-        of_span = np.append(of_span, np.repeat(i, len(windows)))
-    order = np.argsort(of_span, kind="stable")
-    return units[order], of_span[order]
+        units.append(start + np.asarray(cut_windows(lengths[start:end], capacity)))
+        of_span.append(np.repeat(i, len(units[-1])))
+    span = np.concatenate(of_span)
+    order = np.argsort(span, kind="stable")
+    return np.concatenate(units)[order], span[order]
 
 
 class TokenizerShim(Shim):
