@@ -90,7 +90,7 @@ class OffRamps(nn.Module):
         # One product for all distances. A class's weights for them lie behind one another; in the
         # product, the classes of a distance do.
         near = 2 * self.context + 1
-        by_distance = weight.reshape(len(bias), near, -1).transpose(0, 1).flatten(0, 1)
+        by_distance = weight.reshape(len(bias), near, words.shape[1]).transpose(0, 1).flatten(0, 1)
         parts = linear(words, by_distance).chunk(near, dim=1)
         scores = parts[self.context] + bias
         for distance, (to, place) in (neighbours or {}).items():

@@ -203,7 +203,7 @@ def test_plan_is_complete_and_leaves_out_what_is_not_trained(tmp_path, monkeypat
     (tmp_path / "training" / "benchmarks" / "wnut17" / "plain").mkdir(parents=True)
     (tmp_path / "training" / "wnut17" / "self_sampling" / "calibrated").mkdir(parents=True)
     rows = script.plan_rows(plan, "wnut17")
-    assert [row.system for row in rows] == ["Hugging Face", *["ONNX Runtime"] * 2, *["ours"] * 16]
+    assert [row.system for row in rows] == ["Hugging Face", *["ONNX Runtime"] * 2, *["ours"] * 18]
     assert rows[-5].setting == "sentence-3x int8" and rows[-5].baseline == "ours, full int8"
     assert rows[-3].setting == "single-4x float32" and rows[-3].baseline == "ours, full float32"
     assert rows[-1].setting == "single-4x int8" and rows[-1].baseline == "ours, full int8"
