@@ -6,7 +6,7 @@ import torch
 
 _fork_hook_installed = False
 # The tokenizers library would print a warning about threads after the fork otherwise.
-_QUIET = "TOKENIZERS_PARALLELISM"
+_TOKENIZER_THREADS = "TOKENIZERS_PARALLELISM"
 _before: str | None = None
 
 
@@ -24,15 +24,15 @@ def one_thread_in_forks() -> None:
 
 def _before_fork() -> None:
     global _before
-    _before = os.environ.get(_QUIET)
-    os.environ[_QUIET] = "false"
+    _before = os.environ.get(_TOKENIZER_THREADS)
+    os.environ[_TOKENIZER_THREADS] = "false"
 
 
 def _after_in_parent() -> None:
     if _before is None:
-        os.environ.pop(_QUIET, None)
+        os.environ.pop(_TOKENIZER_THREADS, None)
     else:
-        os.environ[_QUIET] = _before
+        os.environ[_TOKENIZER_THREADS] = _before
 
 
 def _after_in_child() -> None:

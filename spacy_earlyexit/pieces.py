@@ -111,17 +111,13 @@ class PieceTokenizer:
         ]
         # A share for each of torch's threads, if it is worth one.
         share = max(-(-len(marked) // torch.get_num_threads()), _LEAST_SHARE)
-        if len(marked) <= share:
-            cut = [self._tokenizer.encode(marked, is_pretokenized=True, add_special_tokens=False)]
-        else:
-            shares = [marked[start : start + share] for start in range(0, len(marked), share)]
-            cut = self._tokenizer.encode_batch(
-                shares, is_pretokenized=True, add_special_tokens=False
-            )
-        ids = np.concatenate([np.asarray(part.ids, dtype=np.int64) for part in cut])
-        word = np.concatenate(
-            [i * share + np.asarray(part.word_ids, dtype=np.int64) for i, part in enumerate(cut)]
+        shares = [marked[start : start + share] for start in range(0, max(len(marked), 1), share)]
+        encodings = self._tokenizer.encode_batch(
+            shares, is_pretokenized=True, add_special_tokens=False
         )
+        ids = np.concatenate([np.asarray(part.ids, dtype=np.int64) for part in encodings])
+        word_ids = [np.asarray(part.word_ids, dtype=np.int64) for part in encodings]
+        word = np.concatenate([i * share + part for i, part in enumerate(word_ids)])
         ids[np.isin(ids, self._reserved)] = self.special["unk"]
         # Words that the tokenizer drops (zero-width characters), or of which it leaves nothing
         # but the mark, become one unknown piece.

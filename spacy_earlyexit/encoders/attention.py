@@ -61,7 +61,7 @@ def batched(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = Non
 
 def _batched(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     n_units, n_heads, width, size = query.shape
-    # Whatever lies behind one another in memory: products of strided batches are slow.
+    # Copies, each head's numbers behind one another: products of strided batches are slow.
     q, k, v = (rows.reshape(n_units * n_heads, -1, size) for rows in (query, key, value))
     scores = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=size**-0.5)
     if mask is not None:
@@ -82,6 +82,8 @@ def _softmax(scores: Tensor) -> Tensor:
 
 @cache
 def batched_is_faster(n_threads: int) -> bool:
-    """n_threads (int): torch's of now; each number has a trial of its own."""
+    """n_threads (int): torch's of now; each number has a trial of its own.
+    RETURNS (bool): Whether batched products are clearly faster, tried out in a few milliseconds.
+    """
     query, key = torch.zeros(24, 8, 12, 32), torch.zeros(24, 8, 24, 32)
     return gain(batched, F.scaled_dot_product_attention, query, key, key) > _GAIN
