@@ -31,7 +31,7 @@ def some(n_units, width, length, n_heads=3, size=8, dtype=torch.float32):
     def rows(n, parts):
         flat = torch.randn(n_units * n, parts * n_heads * size, generator=generator, dtype=dtype)
         heads = (p.view(n_units, n, n_heads, size).transpose(1, 2) for p in flat.chunk(parts, -1))
-        return tuple(3 * part for part in heads)
+        return tuple(heads)
 
     return *rows(width, 1), *rows(length, 2)
 
@@ -57,7 +57,8 @@ def test_equals_torch(n_units, width, length, masked, most):
         patch.setattr(module, "_MOST_WEIGHTS", most)
         query, key, value = some(n_units, min(width, length), length)
         mask = near(query.shape[2], length).expand(n_units, -1, -1, -1) if masked else None
-        expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        exact = (part.double() for part in (query, key, value))
+        expected = F.scaled_dot_product_attention(*exact, attn_mask=mask).float()
         with torch.inference_mode():
             found = attention(query, key, value, mask)
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
