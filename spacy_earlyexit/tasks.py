@@ -5,7 +5,7 @@ the decorator `@tasks("name")`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import catalogue
@@ -15,6 +15,7 @@ from spacy.training import Example
 
 from .errors import Errors
 from .offramps import IGNORE
+from .pieces import Pieces
 
 tasks = catalogue.create("spacy_earlyexit", "tasks", entry_points=True)
 # The group that setup.cfg uses; catalogue would join the namespace with an underscore alike.
@@ -177,6 +178,55 @@ def is_bio(classes: Sequence[str]) -> bool:
     return "O" in classes and all(c == "O" or c.startswith(("B-", "I-")) for c in classes)
 
 
-def class_ids(gold: Sequence[str | None], index: dict[str, int]) -> np.ndarray:
-    """Gold classes to ids, shape (n_tokens,); IGNORE where unknown or not among the classes."""
-    return np.asarray([index.get(c, IGNORE) if c is not None else IGNORE for c in gold], np.int64)
+def collect_labels(
+    names: Iterable[str],
+    examples: Sequence[Example],
+    given: Mapping[str, list[str]],
+    component: str = "transformer",
+) -> dict[str, list[str]]:
+    """The labels of some tasks.
+
+    names (Iterable[str]): The tasks.
+    examples (Sequence[Example]): Their labels are those of these gold Docs, …
+    given (Mapping[str, List[str]]): … unless they stand here.
+    component (str): Whose tasks they are, for the message.
+    RETURNS (Dict[str, List[str]]): By task.
+    RAISES (ValueError): If a task is not known, or no label of it is found.
+    """
+    collected = {}
+    for name in names:
+        task = get_task(name, component)
+        collected[name] = given[name] if name in given else task.labels(examples)
+        if not collected[name]:
+            raise ValueError(
+                Errors.E013.format(
+                    n_docs=len(examples), task=name, what=task.annotation, name=component
+                )
+            )
+    return collected
+
+
+def gold_ids(
+    labels: Mapping[str, Sequence[str]], examples: Sequence[Example], pieces: Pieces
+) -> dict[str, np.ndarray]:
+    """The gold class of every word.
+
+    labels (Mapping[str, Sequence[str]]): Of each task that is wanted.
+    examples (Sequence[Example]): Predicted and gold Docs.
+    pieces (Pieces): The pieces of the predicted Docs.
+    RETURNS (Dict[str, ndarray]): Class ids by task, shape (n_words,); IGNORE where there is no gold
+        or it is not among the classes, or where another unit speaks for the word.
+    """
+    offsets = np.cumsum([0] + [len(eg.predicted) for eg in examples])
+    at = offsets[pieces.word_doc] + pieces.word_token
+    gold = {}
+    for name, own_labels in labels.items():
+        task = get_task(name)
+        index = {c: i for i, c in enumerate(task.classes(own_labels))}
+        ids = [
+            index.get(c, IGNORE) if c is not None else IGNORE
+            for eg in examples
+            for c in task.gold(eg)
+        ]
+        gold[name] = np.where(pieces.owned, np.asarray(ids, np.int64)[at], IGNORE)
+    return gold

@@ -26,7 +26,7 @@ from ..extensions import install_extensions, record
 from ..forks import one_thread_in_forks
 from ..offramps import IGNORE, joint_loss
 from ..pieces import Pieces
-from ..tasks import Task, class_ids, get_task
+from ..tasks import collect_labels, get_task, gold_ids
 from ..training.self_sampling import SelfSampling
 from .exit_setting import ExitSetting, check_exit
 from .exits import DocExits, leave_exits
@@ -432,19 +432,9 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         RETURNS (Dict[str, Tensor]): Per task the gold class of every word, shape (n_words,), on the
             model's device; IGNORE where there is none, or another unit speaks for the word.
         """
-        offsets = np.cumsum([0] + [len(eg.predicted) for eg in examples])
-        at = offsets[pieces.word_doc] + pieces.word_token
         device = next(module_of(self.model).parameters()).device
-        gold = {}
-        for name, task in self._task_objects().items():
-            index = {c: i for i, c in enumerate(task.classes(self.label_data[name]))}
-            ids = np.concatenate([class_ids(task.gold(eg), index) for eg in examples])
-            own = np.where(pieces.owned, ids[at], IGNORE)
-            gold[name] = torch.from_numpy(own).to(device)
-        return gold
-
-    def _task_objects(self) -> dict[str, Task]:
-        return {name: get_task(name, self.name) for name in self.tasks}
+        ids = gold_ids({task: self.label_data[task] for task in self.tasks}, examples, pieces)
+        return {task: torch.from_numpy(own).to(device) for task, own in ids.items()}
 
     def initialize(
         self,
@@ -479,10 +469,9 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         if init_from is not None:
             self.cfg["labels"] = take_over(self, Path(init_from), labels, examples)
         else:
-            self.cfg["labels"] = self._collect_labels(self._task_names, examples, labels or {})
+            self.cfg["labels"] = collect_labels(self._task_names, examples, labels or {}, self.name)
             self.model.attrs["classes"] = {
-                name: task.classes(self.label_data[name])
-                for name, task in self._task_objects().items()
+                task: get_task(task).classes(own) for task, own in self.label_data.items()
             }
             self.model.initialize()
         self.model.shims[0].warn_if_slow(self.name)  # type: ignore[attr-defined]
@@ -491,21 +480,6 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         self.resolve(self._exit)
         self._check_consumers()
         self._set_widths()
-
-    def _collect_labels(
-        self, tasks: list[str], examples: list[Example], given: dict[str, list[str]]
-    ) -> dict[str, list[str]]:
-        collected = {}
-        for name in tasks:
-            task = get_task(name, self.name)
-            collected[name] = given[name] if name in given else task.labels(examples)
-            if not collected[name]:
-                raise ValueError(
-                    Errors.E013.format(
-                        n_docs=len(examples), task=name, what=task.annotation, name=self.name
-                    )
-                )
-        return collected
 
     def _check_consumers(self) -> None:
         for consumer in self.consumers:
