@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from .criteria import UNIT_GAP, ExitCriterion
 from .encoders import Encoder, EncoderConfig, EncoderLayer
 from .encoders.attention import attention
+from .encoders.products import roomy, take
 from .offramps import OffRamps, uncertainty
 from .pieces import Pieces, ranges
 
@@ -202,7 +203,7 @@ class Batch:
         """of_rows (Tensor): One entry per row, shape (n_rows, …).
         RETURNS (Tensor): Those of the active rows, shape (n_active, …).
         """
-        return of_rows if self.active_rows is None else of_rows.index_select(0, self.active_rows)
+        return of_rows if self.active_rows is None else take(of_rows, self.active_rows)
 
     def leave(self, leaving: np.ndarray) -> np.ndarray | None:
         """Halt words, and take those out of the batch that no active word reaches any more.
@@ -280,7 +281,7 @@ class Batch:
         RETURNS (Tensor): shape (n_words, H).
         """
         if not self.rules.mean_pieces:
-            return hidden.index_select(0, self.word_row)
+            return take(hidden, self.word_row)
         rows, starts = self.word_pieces
         return F.embedding_bag(rows, hidden, starts, mode="mean")
 
@@ -463,7 +464,7 @@ def copy_halted(old: Tensor, rows: Tensor, batch: Batch, moved: Tensor | None = 
         return rows
     if moved is None:
         return old.index_copy(0, batch.active_rows, rows)
-    new = torch.empty_like(old).index_copy_(0, batch.active_rows, rows)
+    new = roomy(old, len(old)).index_copy_(0, batch.active_rows, rows)
     return new.index_copy_(0, batch.halted_rows, moved)
 
 
@@ -569,7 +570,7 @@ def run(
         else:
             moved = None
             if config.catch_up and batch.halted_rows is not None:
-                moved = encoder.catch_up(number, hidden.index_select(0, batch.halted_rows))
+                moved = encoder.catch_up(number, take(hidden, batch.halted_rows))
             hidden = copy_halted(hidden, layer.last_norm(rows), batch, moved)
         if aligned:
             changed = slice(None) if config.catch_up else batch.active_rows_host
@@ -606,7 +607,7 @@ def run(
             if batch.n_units == 0:
                 break
             index = batch.upload(staying)
-            hidden = hidden.index_select(0, index)
+            hidden = take(hidden, index)
             if rules.renorm:
                 unnormed = unnormed.index_select(0, index)
 

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 from spacy_earlyexit.encoders import products
-from spacy_earlyexit.encoders.products import Linear, by_columns, linear, onednn_is_faster, rounded
+from spacy_earlyexit.encoders.products import (
+    Linear,
+    by_columns,
+    linear,
+    onednn_is_faster,
+    roomy,
+    rounded,
+    take,
+)
 
 needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN"
@@ -57,6 +65,37 @@ def test_gradients_are_those_of_torch(onednn):
     assert not onednn
     double = Linear(4, 3).double()
     assert torch.autograd.gradcheck(double, torch.randn(5, 4).double().requires_grad_())
+
+
+@needs_onednn
+@given(st.integers(1, 700), st.integers(0, 700), st.integers(0, 3))
+def test_rows_with_and_without_room(n, start, columns):
+    """Whatever lies behind the rows in memory, and whether they are whole."""
+    torch.manual_seed(n)
+    stored = torch.randn(1_000, 16)
+    weight, rows = torch.randn(8, 16 - columns), stored[start : start + n, columns:]
+    with torch.inference_mode():
+        filled = products._filled_up(rows)
+        assert len(filled) == rounded(len(rows)) and torch.equal(filled[: len(rows)], rows)
+        result = products.by_onednn(filled, weight, None)[: len(rows)]
+        torch.testing.assert_close(result, rows @ weight.T, atol=1e-4, rtol=1e-4)
+
+
+@needs_onednn
+def test_taken_rows_are_not_copied(onednn):
+    rows, index = torch.randn(40, 16), torch.arange(33).flip(0)
+    with torch.inference_mode():
+        taken = take(rows, index)
+        assert torch.equal(taken, rows[index])
+        filled = products._filled_up(taken)
+        assert filled.data_ptr() == taken.data_ptr() and len(filled) == rounded(33) == 36
+        assert not filled[33:].any()
+        whole = taken.clone()
+        assert products._filled_up(whole).data_ptr() != whole.data_ptr()
+        assert len(products._filled_up(roomy(rows, 7))) == 8
+    rows.requires_grad_()
+    take(rows, index).sum().backward()
+    assert torch.equal(rows.grad, (torch.arange(40)[:, None] < 33).float().expand(40, 16))
 
 
 @needs_onednn

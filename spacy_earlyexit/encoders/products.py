@@ -42,12 +42,49 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         or not onednn_is_faster()
     ):
         return F.linear(rows, weight, bias)
-    n = len(rows)
-    if rounded(n) != n:
-        padded = rows.new_empty(rounded(n), rows.shape[1])
-        padded[:n], padded[n:] = rows, 0.0
-        rows = padded
-    return by_onednn(rows, weight, bias)[:n]
+    return by_onednn(_filled_up(rows), weight, bias)[: len(rows)]
+
+
+def take(rows: Tensor, index: Tensor) -> Tensor:
+    """Some rows; in prediction with room behind them (see `roomy`).
+
+    rows (Tensor): shape (n, …).
+    index (Tensor): shape (n_taken,).
+    RETURNS (Tensor): shape (n_taken, …).
+    """
+    if torch.is_grad_enabled():
+        return rows.index_select(0, index)
+    return torch.index_select(rows, 0, index, out=roomy(rows, len(index)))
+
+
+def roomy(rows: Tensor, n: int) -> Tensor:
+    """Memory for n rows; in prediction with room behind, so that `linear` need not copy them where
+    it fills them up.
+
+    rows (Tensor): What they are like, shape (…, n_in).
+    n (int): How many.
+    RETURNS (Tensor): Without values, shape (n, n_in).
+    """
+    if torch.is_grad_enabled():
+        return rows.new_empty(n, *rows.shape[1:])
+    filled = rows.new_empty(rounded(n), *rows.shape[1:])
+    filled[n:] = 0
+    return filled[:n]
+
+
+def _filled_up(rows: Tensor) -> Tensor:
+    """The rows, and what lies behind them in memory, as many as `rounded` says; if there is not
+    enough of it, a copy with zeros. shape (n_filled, n_in).
+    """
+    n, n_filled, n_in = len(rows), rounded(len(rows)), rows.shape[1]
+    if n_filled == n:
+        return rows
+    n_stored = rows.untyped_storage().nbytes() // rows.element_size()
+    if rows.is_contiguous() and rows.storage_offset() + n_filled * n_in <= n_stored:
+        return rows.as_strided((n_filled, n_in), rows.stride())
+    filled = rows.new_zeros(n_filled, n_in)
+    filled[:n] = rows
+    return filled
 
 
 def rounded(n: int) -> int:
