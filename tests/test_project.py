@@ -97,7 +97,8 @@ def test_demo_runs_once_and_shows_what_it_did(project, capfd, monkeypatch):
 def test_wnut17_runs_from_data_to_figures(project, capfd, monkeypatch):
     """One task only, and the plain peer."""
     monkeypatch.chdir(project)
-    run(project, "wnut17", wnut17={"stage1": 30, "stage2": 4, "evaluate": 10, "plain_epochs": 5})
+    few = {"stage1": 30, "stage2": 4, "evaluate": 10, "plain_epochs": 5, "dropout": 0.1}
+    run(project, "wnut17", wnut17=few)
     check_figures(project, "wnut17")
     subprocess.run([sys.executable, "scripts/report.py", "wnut17"], cwd=project, check=True)
     out = capfd.readouterr().out
