@@ -463,7 +463,7 @@ def copy_halted(old: Tensor, rows: Tensor, batch: Batch, moved: Tensor | None = 
     if batch.active_rows is None or batch.halted_rows is None:
         return rows
     if moved is None:
-        return old.index_copy(0, batch.active_rows, rows)
+        moved = take(old, batch.halted_rows)
     new = roomy(old, len(old)).index_copy_(0, batch.active_rows, rows)
     return new.index_copy_(0, batch.halted_rows, moved)
 
