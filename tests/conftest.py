@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 import spacy
 import torch
-from spacy.tokens import Doc
+from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 from tokenizers import (
     Tokenizer,
@@ -20,6 +20,11 @@ from tokenizers import (
     trainers,
 )
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+from spacy_earlyexit.calibration import Search
+from spacy_earlyexit.cli import app
+from spacy_earlyexit.cli.calibrate import calibrate_pipeline
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
@@ -35,6 +40,17 @@ TEXTS = [
     ("she said hello", []),
     ("New York", [(0, 2, "LOC")]),
 ]
+
+
+# Few candidates and speed-ups that four layers can have.
+SEARCH = Search(speedups=(1.5, 2.0), windows=(0, 1), schedules=("constant", "doubled"), finalists=1)
+
+
+def run_cli(*args) -> tuple[int, str]:
+    """Exit code of `spacy earlyexit …`, and the output without its line breaks."""
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, " ".join(result.output.split())
 
 
 def load_script(name: str) -> ModuleType:
@@ -202,3 +218,26 @@ def trained(encoder):
     for _ in range(60):
         nlp.update(examples, sgd=optimizer)
     return nlp
+
+
+@pytest.fixture(scope="session")
+def stored(trained, tmp_path_factory):
+    path = tmp_path_factory.mktemp("pipelines") / "trained"
+    trained.to_disk(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def dev(tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "dev.spacy"
+    nlp = spacy.blank("en")
+    DocBin(docs=[eg.reference for eg in make_examples(nlp)]).to_disk(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def calibrated(stored, dev, tmp_path_factory):
+    """What the function found, and the folder that it wrote."""
+    output = tmp_path_factory.mktemp("calibrated") / "fast"
+    found, _ = calibrate_pipeline(stored, dev, output, SEARCH, gold_preproc=True)
+    return found, output

@@ -6,15 +6,13 @@ import sys
 
 import pytest
 import spacy
-from conftest import ROOT, TEXTS, make_encoder
+from conftest import ROOT, TEXTS, make_encoder, run_cli
 from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 from spacy.util import registry
 from transformers import AutoTokenizer
-from typer.testing import CliRunner
 
 from spacy_earlyexit.architectures import module_of
-from spacy_earlyexit.cli import app
 from spacy_earlyexit.cli.debug_data import count_gold, count_units, debug_data
 from spacy_earlyexit.cli.info import describe, format_block, format_temperatures, info, shorten
 from spacy_earlyexit.criteria import SentenceExit
@@ -29,13 +27,6 @@ POINT = {
     "dev_speedup": 3.0123,
     "dev_mean_depth": 1.5,
 }
-
-
-def run_cli(*args):
-    """Exit code, and the output without its line breaks."""
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, " ".join(result.output.split())
 
 
 def spacy_cli(*args):

@@ -5,16 +5,14 @@ import shutil
 import numpy as np
 import pytest
 import spacy
-from conftest import TEXTS, make_encoder
+from conftest import TEXTS, make_encoder, run_cli
 from spacy.language import Language
 from spacy.tokens import Doc, DocBin, Span
 from spacy.training import Example
 from test_families import make_family
-from typer.testing import CliRunner
 
 import spacy_earlyexit.cli.convert as command
 import spacy_earlyexit.conversion as module
-from spacy_earlyexit.cli import app
 from spacy_earlyexit.cli.convert import print_rows, summary
 from spacy_earlyexit.conversion import (
     convert,
@@ -141,12 +139,6 @@ def assert_like(nlp, original):
     assert annotations(nlp) == annotations(original)
     for own, theirs in zip(rows_of(nlp), rows_of(original), strict=True):
         np.testing.assert_allclose(own, theirs, atol=1e-5)
-
-
-def run_cli(*args):
-    result = CliRunner().invoke(app, ["convert", *map(str, args)])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, " ".join(result.output.split())
 
 
 # --- the new pipeline ----------------------------------------------------------------------
@@ -421,16 +413,16 @@ def test_settings_and_data_that_do_not_fit(stock, corpora, tmp_path, settings, m
 
 def test_errors_of_the_command(stock, corpora, tmp_path):
     train = corpora / "train.spacy"
-    code, out = run_cli(tmp_path / "none", train, "-o", tmp_path / "new")
+    code, out = run_cli("convert", tmp_path / "none", train, "-o", tmp_path / "new")
     assert code == 1 and "none" in out
-    code, out = run_cli(stock, train, "-o", tmp_path / "new", "--speedups", "2;3")
+    code, out = run_cli("convert", stock, train, "-o", tmp_path / "new", "--speedups", "2;3")
     assert code == 1 and "numbers with commas between them" in out
-    code, out = run_cli(stock, train, "-o", tmp_path / "new", "--repeats", "-1")
+    code, out = run_cli("convert", stock, train, "-o", tmp_path / "new", "--repeats", "-1")
     assert code == 2 and "--repeats" in out
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("here")
     for path in (tmp_path / "full", tmp_path / "full" / "file"):
-        code, out = run_cli(stock, train, "-o", path)
+        code, out = run_cli("convert", stock, train, "-o", path)
         assert code == 1 and "not an empty folder" in out and "--force" in out
     assert (tmp_path / "full" / "file").read_text() == "here"
 
@@ -515,6 +507,7 @@ def test_the_command(stock, original, corpora, tmp_path, monkeypatch):
     printed = {}
     monkeypatch.setattr(command, "print_rows", lambda rows: printed.update(rows=rows))
     code, out = run_cli(
+        "convert",
         *(stock, corpora / "train.spacy", "--output", tmp_path / "new"),
         *("--dev", corpora / "dev.spacy", "--stage1-steps", 24, "--stage2-steps", 4),
         *("--learn-rate", 1e-3, "--batch-words", 60, "--speedups", 1.5, "--point", "1.5x"),
