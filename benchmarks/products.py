@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,6 +55,7 @@ def kinds_cli(threads: Threads = 0) -> None:
     """float32, bfloat16 and int8 products, and a feed-forward of them."""
     torch.set_num_threads(threads or torch.get_num_threads())
     inner, outer = by_columns(Linear(HIDDEN, INNER)), by_columns(Linear(INNER, HIDDEN))
+    with_gelu = by_columns(Linear(HIDDEN, INNER, gelu=True))
     inner8, outer8 = Int8Linear(inner), Int8Linear(outer)
     half = nn.Linear(HIDDEN, INNER).to(torch.bfloat16)
     bare = torch.randint(-63, 64, (INNER, HIDDEN), dtype=torch.int8)
@@ -90,15 +92,19 @@ def kinds_cli(threads: Threads = 0) -> None:
     def float32(x: torch.Tensor) -> torch.Tensor:
         return outer(F.gelu(inner(x)))
 
+    def gelu_in_product(x: torch.Tensor) -> torch.Tensor:
+        return outer(with_gelu(x))
+
     def int8(x: torch.Tensor) -> torch.Tensor:
         return outer8(F.gelu(inner8(x)))
 
-    def int8_in_chunks(x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([int8(chunk) for chunk in x.split(CHUNK)])
+    def in_chunks(forward: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([forward(chunk) for chunk in x.split(CHUNK)])
 
     x = torch.randn(ROWS[-1], HIDDEN)
     msg.divider(f"Milliseconds of a feed-forward of {ROWS[-1]:,} rows")
-    kinds = {"float32": float32, "int8": int8, f"int8, {CHUNK} rows at a time": int8_in_chunks}
+    kinds = {"float32": float32, "float32, GELU in the product": gelu_in_product, "int8": int8}
+    kinds |= {f"{k}, {CHUNK} rows at a time": partial(in_chunks, f) for k, f in kinds.items()}
     print_table([(name, f"{1000 * best(f, x):.0f}") for name, f in kinds.items()], ["", "ms"], "lr")
 
 

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from .criteria import UNIT_GAP, ExitCriterion
 from .encoders import Encoder, EncoderConfig, EncoderLayer
 from .encoders.attention import attention
+from .encoders.layers import CHUNK
 from .encoders.products import roomy, take
 from .offramps import OffRamps, uncertainty
 from .pieces import Pieces, ranges
@@ -314,11 +315,24 @@ class Batch:
         """
         return queries if self.query_slots is None else queries.index_select(0, self.query_slots)
 
-    def take_filled(self, mixed: Tensor) -> Tensor:
+    def take_filled(self, mixed: Tensor, chunk: slice) -> Tensor:
         """mixed (Tensor): What attention made of these.
-        RETURNS (Tensor): That of the active rows, shape (n_active, H).
+        chunk (slice): Of the active rows.
+        RETURNS (Tensor): That of these active rows, shape (n_chunk, H).
         """
-        return mixed if self.query_slots is None else mixed.index_select(0, self.slots_taken)
+        return mixed[chunk] if self.query_slots is None else take(mixed, self.slots_taken[chunk])
+
+    def put_active(self, of_rows: Tensor, chunk: slice, new: Tensor) -> None:
+        """Write active rows, in place.
+
+        of_rows (Tensor): All rows, shape (n_rows, H).
+        chunk (slice): Of the active rows.
+        new (Tensor): What goes there, shape (n_chunk, H).
+        """
+        if self.active_rows is None:
+            of_rows[chunk] = new
+        else:
+            of_rows.index_copy_(0, self.active_rows[chunk], new)
 
 
 def word_gaps(word_unit: np.ndarray, word_id: np.ndarray) -> np.ndarray:
@@ -398,18 +412,26 @@ class _Group:
         n_heads: int,
         window: int | None,
         dropout: float,
+        out: Tensor | None = None,
     ) -> Tensor:
         """q (Tensor): Queries, shape (n_units * width, H).
         k, v (Tensor): Keys and values, shape (n_units * length, H).
         window (Optional[int]): How far a row sees on each side; None: as far as its unit.
+        out (Optional[Tensor]): Where the result goes, shape (n_units * width, H); it has no
+            gradients then.
         RETURNS (Tensor): Mixed values, shape (n_units * width, H).
         """
+
+        def by_head(rows: Tensor, n: int) -> Tensor:
+            return rows.view(self.n_units, n, n_heads, -1).transpose(1, 2)
+
         mixed = attention(
-            q.view(self.n_units, self.width, n_heads, -1).transpose(1, 2),
-            k.view(self.n_units, self.length, n_heads, -1).transpose(1, 2),
-            v.view(self.n_units, self.length, n_heads, -1).transpose(1, 2),
+            by_head(q, self.width),
+            by_head(k, self.length),
+            by_head(v, self.length),
             None if window is None else self._mask(window, q.device),
             dropout,
+            None if out is None else by_head(out, self.width),
         )
         return mixed.transpose(1, 2).reshape(self.n_units * self.width, -1)
 
@@ -427,45 +449,71 @@ class _Group:
         return self.near[window]
 
 
-def run_layer(layer: EncoderLayer, hidden: Tensor, batch: Batch, dropout: float) -> Tensor:
-    """One layer over the active rows.
+def attend(
+    layer: EncoderLayer, hidden: Tensor, rows: Tensor, batch: Batch, dropout: float
+) -> Tensor:
+    """A layer's attention: the active rows look at all rows of their units.
 
-    hidden (Tensor): Rows that come in, shape (n_rows, H).
+    hidden, rows (Tensor): All rows, shape (n_rows, H), and the active ones, shape (n_active, H).
     dropout (float): Dropout on the attention's weights.
-    RETURNS (Tensor): The active rows as they are before the layer's last norm, shape (n_active, H).
+    RETURNS (Tensor): Mixed values for what `fill_up` made of the queries, shape (n_filled, H).
     """
-    rows = batch.take_active(hidden)
     query = layer.queries(rows)
     key, value = layer.keys_values(hidden)
     if layer.theta is not None:
         query = layer.rotate(query, batch.take_active(batch.places))
         key = layer.rotate(key, batch.places)
-    # split, not slices: its backward pass is one concatenation
+    query = batch.fill_up(query)
     key_rows = [group.n_units * group.length for group in batch.groups]
-    parts = zip(
-        batch.groups,
-        batch.fill_up(query).split([group.n_units * group.width for group in batch.groups]),
-        key.split(key_rows),
-        value.split(key_rows),
-        strict=True,
-    )
-    mixed = [
-        group.attend(q, k, v, layer.n_heads, layer.window, dropout) for group, q, k, v in parts
-    ]
-    return layer.finish(rows, batch.take_filled(mixed[0] if len(mixed) == 1 else torch.cat(mixed)))
+    query_rows = [group.n_units * group.width for group in batch.groups]
+    # split, not slices: its backward pass is one concatenation
+    parts = [query.split(query_rows), key.split(key_rows), value.split(key_rows)]
+    settings = layer.n_heads, layer.window, dropout
+    if torch.is_grad_enabled():
+        groups = zip(batch.groups, *parts, strict=True)
+        return torch.cat([group.attend(*of_group, *settings) for group, *of_group in groups])
+    mixed = roomy(query, len(query))
+    groups = zip(batch.groups, *parts, mixed.split(query_rows), strict=True)
+    for group, *of_group, out in groups:
+        group.attend(*of_group, *settings, out)
+    return mixed
 
 
-def copy_halted(old: Tensor, rows: Tensor, batch: Batch, moved: Tensor | None = None) -> Tensor:
-    """All rows of the batch, shape (n_rows, H): new ones where they are active, else the old.
+def run_layer(
+    layer: EncoderLayer,
+    hidden: Tensor,
+    batch: Batch,
+    dropout: float,
+    halted: Tensor | None = None,
+    norm: bool = True,
+) -> Tensor:
+    """One layer. Behind the attention, prediction on a CPU takes a few rows at a time, so that what
+    stands between two products stays in its cache, and puts them right where they belong.
 
-    moved (Optional[Tensor]): What stands for the old ones instead, shape (n_halted, H).
+    hidden (Tensor): Rows that come in, shape (n_rows, H).
+    dropout (float): Dropout on the attention's weights.
+    halted (Optional[Tensor]): The halted rows as they go on, if there are any, shape (n_halted, H).
+    norm (bool): Whether the layer's last norm is applied to the active rows.
+    RETURNS (Tensor): All rows, shape (n_rows, H).
     """
-    if batch.active_rows is None or batch.halted_rows is None:
-        return rows
-    if moved is None:
-        moved = take(old, batch.halted_rows)
-    new = roomy(old, len(old)).index_copy_(0, batch.active_rows, rows)
-    return new.index_copy_(0, batch.halted_rows, moved)
+    rows = batch.take_active(hidden)
+    mixed = attend(layer, hidden, rows, batch, dropout)
+
+    def finished(chunk: slice) -> Tensor:
+        done = layer.finish(rows[chunk], batch.take_filled(mixed, chunk))
+        return layer.last_norm(done) if norm else done
+
+    whole = torch.is_grad_enabled() or hidden.device.type != "cpu"
+    at_a_time = len(rows) if whole else CHUNK
+    if halted is None and len(rows) <= at_a_time:
+        return finished(slice(None))
+    new = roomy(hidden, len(hidden))
+    for start in range(0, len(rows), at_a_time):
+        chunk = slice(start, start + at_a_time)
+        batch.put_active(new, chunk, finished(chunk))
+    if halted is not None and batch.halted_rows is not None:
+        new.index_copy_(0, batch.halted_rows, halted)
+    return new
 
 
 def layer_macs(config: EncoderConfig, n_active: np.ndarray, n_rows: np.ndarray) -> np.ndarray:
@@ -562,16 +610,14 @@ def run(
         precision = torch.autocast(batch.device.type, torch.bfloat16)
     for number in itertools.count(1):
         layer = encoder.layer(number)
+        halted = None
+        if batch.halted_rows is not None:
+            halted = take(unnormed, batch.halted_rows)
+            if config.catch_up:
+                halted = encoder.catch_up(number, halted)
         with precision:
-            rows = run_layer(layer, hidden, batch, attention_dropout)
-        if rules.renorm:
-            unnormed = copy_halted(unnormed, rows, batch)
-            hidden = layer.last_norm(unnormed)
-        else:
-            moved = None
-            if config.catch_up and batch.halted_rows is not None:
-                moved = encoder.catch_up(number, take(hidden, batch.halted_rows))
-            hidden = copy_halted(hidden, layer.last_norm(rows), batch, moved)
+            unnormed = run_layer(layer, hidden, batch, attention_dropout, halted, not rules.renorm)
+        hidden = layer.last_norm(unnormed) if rules.renorm else unnormed
         if aligned:
             changed = slice(None) if config.catch_up else batch.active_rows_host
             row_layer[batch.row_id[changed]] = number
@@ -608,8 +654,7 @@ def run(
                 break
             index = batch.upload(staying)
             hidden = take(hidden, index)
-            if rules.renorm:
-                unnormed = unnormed.index_select(0, index)
+            unnormed = take(unnormed, index) if rules.renorm else hidden
 
     in_units, active, in_rows, scored = map(np.concatenate, zip(*spent, strict=True))
     costs = layer_macs(config, active, in_rows) + float(offramps.width * n_classes) * scored

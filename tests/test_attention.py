@@ -64,6 +64,21 @@ def test_equals_torch(n_units, width, length, masked, most):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("most", [2**18, 1])
+def test_goes_where_it_is_told(batched, monkeypatch, most):
+    """By batched products, and by torch: into rows with heads side by side."""
+    monkeypatch.setattr(module, "_MOST_WEIGHTS", most)
+    query, key, value = some(3, 4, 5)
+    rows = torch.full((3 * 4 + 2, 3 * 8), 7.0)
+    out = rows[1:-1].view(3, 4, 3, 8).transpose(1, 2)
+    with torch.inference_mode():
+        attention(query, key, value, out=out)
+        expected = attention(query, key, value)
+    torch.testing.assert_close(out, expected)
+    assert bool(batched) == (most > 1)
+    assert (rows[[0, -1]] == 7).all()
+
+
 def test_many_units_are_taken_a_few_at_a_time(batched, monkeypatch):
     monkeypatch.setattr(module, "_MOST_WEIGHTS", 3 * 4 * 5 * 2)  # two units
     with torch.inference_mode():
@@ -82,11 +97,15 @@ def test_long_units_are_left_to_torch(batched, monkeypatch):
     torch.testing.assert_close(found, expected)
 
 
-def test_large_scores_do_not_overflow(batched):
+@pytest.mark.parametrize("sign", [1, -1])
+def test_large_scores_neither_overflow_nor_vanish(batched, sign):
     query, key, value = some(2, 3, 4)
+    query, key = 1e3 * query.abs(), sign * 1e3 * key.abs()
+    expected = F.scaled_dot_product_attention(query, key, value)
     with torch.inference_mode():
-        found = attention(1e3 * query, 1e3 * key, value)
-    assert batched and found.isfinite().all()
+        found = attention(query, key, value)
+    assert batched
+    torch.testing.assert_close(found, expected)
 
 
 def test_gradients_and_other_precisions_are_left_to_torch(batched):

@@ -62,8 +62,7 @@ def test_fitted_maps_come_nearer_than_copies(config):
     with torch.no_grad():
         rows = module.encoder.embed(batch.ids, batch.places)
         for number in range(1, config.n_layers + 1):
-            layer = module.encoder.layer(number)
-            behind = layer.last_norm(run_layer(layer, rows, batch, 0.0))
+            behind = run_layer(module.encoder.layer(number), rows, batch, 0.0)
             moved = module.encoder.catch_up(number, rows)
             assert ((moved - behind) ** 2).sum() < 0.7 * ((rows - behind) ** 2).sum(), number
             rows = behind

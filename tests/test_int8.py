@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import spacy
 import torch
+import torch.nn.functional as F
 from conftest import SHARED, make_examples, make_nlp
 from torch import nn
 
@@ -11,6 +12,7 @@ from spacy_earlyexit.criteria import TokenExit
 from spacy_earlyexit.encoders import int8
 from spacy_earlyexit.encoders.int8 import Int8Linear, Int8Product, most_weight
 from spacy_earlyexit.encoders.layers import CHUNK
+from spacy_earlyexit.encoders.products import Linear
 
 TEXTS = ["Anna Smith lives in New York .", "Berlin is nice", "Bob met Anna in Paris and Berlin"]
 
@@ -33,6 +35,14 @@ def test_linear_is_close(n_rows, bias):
     # relative to the size of each row: a row has a scale of its own
     size = (exact - (linear.bias if bias else 0.0)).norm(dim=1).clamp(min=1e-6)
     assert ((found - exact).norm(dim=1) < 0.02 * size + 1e-6).all()
+
+
+def test_gelu_behind_a_product():
+    layer, rows = Linear(96, 40), torch.randn(CHUNK + 3, 96)
+    with torch.inference_mode():
+        expected = F.gelu(Int8Linear(layer)(rows))
+        layer.gelu = True
+        torch.testing.assert_close(Int8Linear(layer)(rows), expected)
 
 
 def test_products_are_exact():

@@ -53,6 +53,18 @@ def test_equals_torch(onednn, n_rows, bias, layout):
 
 
 @needs_onednn
+@pytest.mark.parametrize("n_rows", [1, 5, 64])
+def test_gelu_behind_a_product(onednn, n_rows):
+    torch.manual_seed(0)
+    layer, rows = Linear(96, 40, gelu=True), 3 * torch.randn(n_rows, 96)
+    expected = F.gelu(F.linear(rows, layer.weight, layer.bias))
+    torch.testing.assert_close(layer(rows), expected)
+    with torch.inference_mode():
+        torch.testing.assert_close(layer(rows), expected, atol=1e-5, rtol=1e-5)
+    assert onednn == [rounded(n_rows)]
+
+
+@needs_onednn
 def test_gradients_are_those_of_torch(onednn):
     layer, rows = Linear(8, 6), torch.randn(5, 8, requires_grad=True)
     layer(rows).square().sum().backward()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import Errors
 from .layers import CHUNK, Encoder, EncoderLayer
+from .products import Linear
 
 _MOST = 127.0  # largest activation; -128 is left out, so that the range is symmetric
 _MIDDLE = 128  # activations are stored without a sign, which is what processors multiply
@@ -78,6 +79,7 @@ class Int8Linear(nn.Module):
             bias = torch.zeros_like(scale) if linear.bias is None else linear.bias.detach().clone()
             self.product = Int8Product(weight, scale.detach())
         self.bias = bias
+        self.gelu = isinstance(linear, Linear) and linear.gelu
 
     def forward(self, rows: Tensor) -> Tensor:
         """rows (Tensor): shape (n, n_in). RETURNS (Tensor): shape (n, n_out)."""
@@ -88,6 +90,8 @@ class Int8Linear(nn.Module):
             scale = own.abs().amax(1, keepdim=True).clamp_(min=1e-12).div_(_MOST)
             product = self.product(own.div(scale).round_().to(torch.int8))
             torch.addcmul(self.bias, product, scale, out=out)
+            if self.gelu:
+                torch.ops.aten.gelu_(out)
         return result
 
 

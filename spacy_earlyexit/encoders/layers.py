@@ -12,8 +12,7 @@ from transformers.activations import ACT2FN
 
 from .products import Linear, by_columns, linear
 
-# Rows that go through a layer's row-wise parts at a time, on a CPU: what stands between two
-# products then stays in its cache.
+# Rows that go through a layer's row-wise parts at a time, on a CPU (engine.run_layer, int8).
 CHUNK = 512
 
 
@@ -108,10 +107,11 @@ class EncoderLayer(nn.Module):
         normed = config.pre_norm and number == 1
         self.attention_norm = nn.Identity() if normed else config.norm(hidden)
         inner = 2 * config.inner if config.gated else config.inner
-        self.inner = Linear(hidden, inner, bias=config.inner_bias)
+        gelu = config.activation == "gelu" and not config.gated
+        self.inner = Linear(hidden, inner, bias=config.inner_bias, gelu=gelu)
+        self.activation = nn.Identity() if gelu else ACT2FN[config.activation]
         self.outer = Linear(config.inner, hidden, bias=config.inner_bias)
         self.norm = config.norm(hidden)
-        self.activation = ACT2FN[config.activation]
         self.output_dropout = config.dropout(config.output_dropout)
         self.inner_dropout, self.outer_dropout = config.inner_dropout, config.hidden_dropout
 
@@ -153,12 +153,6 @@ class EncoderLayer(nn.Module):
         attended (Tensor): The mixed values for these rows, shape (n_active, hidden).
         RETURNS (Tensor): The rows that `last_norm` takes, shape (n_active, hidden).
         """
-        if self.training or len(rows) <= CHUNK or rows.device.type != "cpu":
-            return self._finish(rows, attended)
-        chunks = zip(rows.split(CHUNK), attended.split(CHUNK), strict=True)
-        return torch.cat([self._finish(*chunk) for chunk in chunks])
-
-    def _finish(self, rows: Tensor, attended: Tensor) -> Tensor:
         rows = rows + self._drop(self.output(attended), self.output_dropout)
         if self.pre_norm:
             return rows + self._feed_forward(self.norm(rows))

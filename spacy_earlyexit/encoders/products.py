@@ -17,20 +17,28 @@ _LEAST = 2**20  # multiply-adds; calls of oneDNN take longer, so smaller product
 
 
 class Linear(nn.Linear):
-    """torch's linear layer, with `linear` as its product."""
+    """torch's linear layer, with `linear` as its product.
+
+    gelu (bool): Whether GELU is applied to what it gives.
+    """
+
+    def __init__(self, n_in: int, n_out: int, bias: bool = True, gelu: bool = False):
+        super().__init__(n_in, n_out, bias=bias)
+        self.gelu = gelu
 
     def forward(self, rows: Tensor) -> Tensor:
         """rows (Tensor): shape (n, n_in). RETURNS (Tensor): shape (n, n_out)."""
-        return linear(rows, self.weight, self.bias)
+        return linear(rows, self.weight, self.bias, self.gelu)
 
 
-def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
     """rows · weight' + bias, as torch's F.linear has it. With gradients, and everywhere but in
     float32 on a CPU, it is F.linear.
 
     rows (Tensor): shape (n, n_in).
     weight (Tensor): shape (n_out, n_in).
     bias (Optional[Tensor]): shape (n_out,).
+    gelu (bool): Apply GELU, the exact one; by oneDNN while the product is still in the cache.
     RETURNS (Tensor): shape (n, n_out).
     """
     if (
@@ -41,8 +49,9 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         or rows.numel() * len(weight) < _LEAST
         or not onednn_is_faster()
     ):
-        return F.linear(rows, weight, bias)
-    return by_onednn(_filled_up(rows), weight, bias)[: len(rows)]
+        result = F.linear(rows, weight, bias)
+        return F.gelu(result) if gelu else result
+    return by_onednn(_filled_up(rows), weight, bias, gelu)[: len(rows)]
 
 
 def take(rows: Tensor, index: Tensor) -> Tensor:
@@ -117,11 +126,12 @@ def onednn_is_faster() -> bool:
     return gain(by_onednn, F.linear, rows, layer.weight, layer.bias) > _GAIN
 
 
-def by_onednn(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def by_onednn(rows: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
     """`linear` by oneDNN: float32, on a CPU, without gradients; the weight stored by rows or by
     columns (others take a hundred times as long).
 
-    rows, weight, bias: See `linear`.
+    rows, weight, bias, gelu: See `linear`.
     RETURNS (Tensor): shape (n, n_out).
     """
-    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+    last, kind = ("gelu", "none") if gelu else ("none", "")
+    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, last, [], kind)

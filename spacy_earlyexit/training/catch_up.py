@@ -28,8 +28,7 @@ def fit_catch_up(encoder: Encoder, pieces: Pieces, max_rows: int = FIT_ROWS) -> 
     batch = Batch(pieces, units, encoder.words.weight.device)
     rows = encoder.embed(batch.ids, batch.places)
     for number in range(1, encoder.config.n_layers + 1):
-        layer = encoder.layer(number)
-        behind = layer.last_norm(run_layer(layer, rows, batch, dropout=0.0))
+        behind = run_layer(encoder.layer(number), rows, batch, dropout=0.0)
         down, up, bias = low_rank_map(rows, behind - rows, encoder.config.catch_up)
         encoder.catch_up.down[number - 1] = down
         encoder.catch_up.up[number - 1] = up
