@@ -283,13 +283,24 @@ def plan_rows(plan: dict[str, Any], corpus: str) -> list[Row]:
             if not path.exists():
                 msg.warn(f"{path.relative_to(ROOT)} is missing: spacy project run {corpus}")
                 continue
+            others = [TRAINED / corpus / f"ours-{seed}" for seed in plan["seeds"]]
+            if any(not other.exists() for other in others):
+                msg.warn(f"Scores of one seed of {corpus}: scripts/results.py run makes more")
+                others = []
             for precision in entry["precisions"]:
                 for point in entry["points"]:
-                    own = {"path": str(path), "exit": point, "precision": precision}
-                    setting = f"{point} {precision}"
-                    baseline = f"{entry['system']}, full {precision}"
+                    own = {"exit": point, "precision": precision}
                     rows.append(
-                        Row(entry["system"], setting, corpus, test, KINDS["spacy"], own, baseline)
+                        Row(
+                            entry["system"],
+                            f"{point} {precision}",
+                            corpus,
+                            test,
+                            KINDS["spacy"],
+                            {"path": str(path), **own},
+                            f"{entry['system']}, full {precision}",
+                            [{"path": str(other), **own} for other in others],
+                        )
                     )
             continue
         path = TRAINED / corpus / entry["use"]
@@ -322,6 +333,9 @@ def markdown(results: dict[str, Any]) -> str:
         f"{results['date']}, commit {results['commit']}; {documents} test documents, medians of "
         f"{results['repeats']} rounds (least and greatest in brackets)."
     )
+    seeds = max(row["seeds"] for row in results["rows"])
+    if seeds > 1:
+        head += f" Scores of ours are means of {seeds} seeds, times are those of the first."
     versus = "Early exit: the fastest of ours that loses 1.0 of each score at most."
     return "\n\n".join([head, _table(*table(results), 3), versus, _table(*comparisons(results), 2)])
 

@@ -4,6 +4,7 @@ over corpora and seeds; a result that lies there is not made again.
 
 import json
 import re
+import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -20,7 +21,7 @@ from weasel.util.config import load_project_config
 
 from spacy_earlyexit.cli.options import GpuId
 from spacy_earlyexit.evaluation import evaluate
-from spacy_earlyexit.files import write_bytes, write_json
+from spacy_earlyexit.files import beside, put, write_bytes, write_json
 from spacy_earlyexit.plots import check_plots
 
 ROOT = Path(__file__).parent.parent
@@ -169,6 +170,19 @@ def run_ours(name: str, common: dict[str, Any], seed: int, results: Path) -> Non
         )
         rows = [{key: row[key] for key in KEPT} for row in found["rows"]]
         write_json(path, {**found, "pipeline": str(pipeline), "seed": seed, "rows": rows})
+    if seed:
+        keep_for_benchmark(ROOT / pipeline, corpus.folder, seed)
+
+
+def keep_for_benchmark(pipeline: Path, folder: str, seed: int) -> None:
+    """Copy a pipeline to where benchmarks/run.py looks for those of further seeds.
+
+    folder (str): Of the corpus.
+    """
+    kept = ROOT / "training" / "benchmarks" / folder / f"ours-{seed}"
+    with beside(kept) as work:
+        shutil.copytree(pipeline, work / "new")
+        put(work / "new", kept, work / "old")
 
 
 def peer_name(task: str, layers: int | None) -> str:

@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
@@ -74,6 +74,8 @@ class Row:
     settings (Dict[str, Any]): What the class is made with.
     baseline (Optional[str]): The system and setting ("name, setting") of the same corpus that
         wall_speedup compares with.
+    others (Sequence[Dict[str, Any]]): What the class is made with for the same system of other
+        seeds: each runs once, and the row's scores are means over all.
     """
 
     system: str
@@ -83,6 +85,7 @@ class Row:
     kind: str = SPACY_SYSTEM
     settings: dict[str, Any] = field(default_factory=dict)
     baseline: str | None = None
+    others: Sequence[dict[str, Any]] = ()
 
     @property
     def name(self) -> str:
@@ -272,7 +275,8 @@ def benchmark(
     limit (int): First documents only, 0 for all.
     threads (int): torch's threads in each process; 0 for all cores.
     RETURNS (Dict[str, Any]): Machine, threads, versions, date and commit, and `rows`: system,
-        setting, corpus, score (F1 of names, else accuracy), tag_acc, words_per_second (median),
+        setting, corpus, score (F1 of names, else accuracy) and tag_acc (means over so many seeds:
+        the last entry), words_per_second (median),
         spread (least and greatest), mac_speedup, wall_speedup (to the row's baseline), peak_mb,
         latency_ms (median over the sentences of 18 to 22 words, of each its median).
     RAISES (RuntimeError): If a system fails.
@@ -289,7 +293,7 @@ def _run_corpus(
     rows: Sequence[Row], repeats: int, limit: int, threads: int
 ) -> list[dict[str, Any]]:
     workers: list[Worker] = []
-    steps = len(rows) * (2 + 2 * repeats)
+    steps = len(rows) * (2 + 2 * repeats) + sum(len(row.others) for row in rows)
     try:
         with tqdm(total=steps, unit="run", desc=rows[0].corpus, disable=None, leave=False) as bar:
             for row in rows:
@@ -311,6 +315,14 @@ def _run_corpus(
                     one_by_one.append(worker.ask("one by one"))
                     bar.update()
             peaks = [worker.ask("memory") for worker in workers]
+            others: list[list[dict[str, Any]]] = [[] for _ in rows]
+            for row, found in zip(rows, others, strict=True):
+                for settings in row.others:
+                    workers.append(Worker(replace(row, settings=settings), limit, threads))
+                    workers[-1].ask("run")
+                    found.append(workers[-1].ask("score"))
+                    workers.pop().stop()
+                    bar.update()
     finally:
         for worker in workers:
             worker.stop()
@@ -324,13 +336,15 @@ def _run_corpus(
         mac_speedup, batch_size = score.pop("mac_speedup", None), score.pop("batch_size")
         latency = np.median(np.asarray(single[i]), axis=0) if single[i] and single[i][0] else []
         base = median_of.get(row.baseline) if row.baseline else None
+        seeds = [score, *others[i]]
+        mean = {k: statistics.fmean(each[k] for each in seeds if k in each) for k in score}
         results.append(
             {
                 "system": row.system,
                 "setting": row.setting,
                 "corpus": row.corpus,
-                "score": next((score[k] for k in _SCORES if k in score), None),
-                "tag_acc": score.get("tag_acc"),
+                "score": next((mean[k] for k in _SCORES if k in mean), None),
+                "tag_acc": mean.get("tag_acc"),
                 "words_per_second": n_words / median,
                 "spread": [n_words / max(seconds[i]), n_words / min(seconds[i])],
                 "mac_speedup": mac_speedup,
@@ -338,6 +352,7 @@ def _run_corpus(
                 "peak_mb": peaks[i],
                 "latency_ms": 1000 * float(np.median(latency)) if len(latency) else None,
                 "batch_size": batch_size,
+                "seeds": len(seeds),
             }
         )
     return results

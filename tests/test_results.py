@@ -51,7 +51,12 @@ def calls(monkeypatch):
     monkeypatch.setattr(script, "project_run", project_run)
     monkeypatch.setattr(script.train_plain, "train_plain", train_plain)
     monkeypatch.setattr(script.train_plain, "read_docs", lambda path: [])
+
+    def keep_for_benchmark(pipeline, folder, seed):
+        made.append((f"keep {pipeline.parent.name} of {folder}", seed))
+
     monkeypatch.setattr(script, "evaluate", evaluate)
+    monkeypatch.setattr(script, "keep_for_benchmark", keep_for_benchmark)
     return made
 
 
@@ -65,6 +70,7 @@ def test_runs_what_has_no_result_yet(calls, tmp_path):
         *((f"wnut17-{step}", 1) for step in stages),
         ("evaluate joint", True),
         ("evaluate self_sampling", True),
+        ("keep self_sampling of wnut17", 1),
     ]
     written = json.loads((tmp_path / "wnut17-joint-1.json").read_text())
     assert written["seed"] == 1 and "tasks" not in written["rows"][0]
@@ -89,6 +95,18 @@ def test_everything_runs_on_the_gpu_that_is_asked_for(calls, tmp_path, monkeypat
     assert runner.invoke(script.app, [*args, "--seeds", "1", "--gpu-id", "3"]).exit_code == 0
     # Its own process, where peers are trained; the corpus, and three steps of ours.
     assert used == [3] * 5
+
+
+def test_keeps_a_pipeline_for_the_benchmark(tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "ROOT", tmp_path)
+    pipeline = tmp_path / "calibrated"
+    for content in ("old", "new"):
+        pipeline.mkdir(exist_ok=True)
+        (pipeline / "meta.json").write_text(content)
+        script.keep_for_benchmark(pipeline, "ewt", 2)
+    folder = tmp_path / "training" / "benchmarks" / "ewt"
+    assert [path.name for path in folder.iterdir()] == ["ours-2"]
+    assert (folder / "ours-2" / "meta.json").read_text() == "new" and pipeline.exists()
 
 
 def test_takes_what_the_benchmark_has_trained(tmp_path, monkeypatch):

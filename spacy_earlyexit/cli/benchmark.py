@@ -77,7 +77,7 @@ def pipeline_rows(
     from ..benchmarking import Row
     from ..evaluation import find_transformer
 
-    common = {"corpus": test_path.stem, "test": str(test_path)}
+    common: dict[str, Any] = {"corpus": test_path.stem, "test": str(test_path)}
     load = {"path": pipeline, "code": None if code_path is None else str(code_path)}
     nlp = spacy.load(pipeline)
     try:
