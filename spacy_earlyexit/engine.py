@@ -28,7 +28,7 @@ but the decision to leave.
 import itertools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from .criteria import UNIT_GAP, ExitCriterion
 from .encoders import Encoder, EncoderConfig, EncoderLayer
 from .encoders.attention import attention
-from .encoders.layers import CHUNK
+from .encoders.layers import at_a_time
 from .encoders.products import roomy, take
 from .offramps import OffRamps, uncertainty
 from .pieces import Pieces, ranges
@@ -303,11 +303,32 @@ class Batch:
             queries = rows[slot_query]
             self.query_slots = self.upload(slot_query)
             self.slots_taken = self.upload(np.flatnonzero(place < counts))
+        self.slot_rows = queries
+        # Rows of each group.
+        self.n_keys, self.n_queries = (sizes * lengths).tolist(), (sizes * widths).tolist()
         shapes = zip(sizes.tolist(), lengths.tolist(), widths.tolist(), strict=True)
-        key_places = np.split(self.places_host, np.cumsum(sizes * lengths)[:-1])
-        query_places = np.split(self.places_host[queries], np.cumsum(sizes * widths)[:-1])
-        places = zip(key_places, query_places, strict=True)
-        self.groups = [_Group(*s, *p) for s, p in zip(shapes, places, strict=True)]
+        self.groups = [_Group(*shape) for shape in shapes]
+        self.masks_known: dict[int, list[Tensor | None]] = {}
+
+    def masks(self, window: int | None) -> Sequence[Tensor | None]:
+        """Which keys are near each query, a mask for each group. Kept: layers between which no word
+        left share them.
+
+        window (Optional[int]): How far a row sees on each side; None: as far as its unit.
+        RETURNS (Sequence[Optional[Tensor]]): bool, shape (n_units, 1, width, length); None where no
+            two rows of a unit are further apart.
+        """
+        if window is None:
+            return [None] * len(self.groups)
+        if window not in self.masks_known:
+            keys = np.split(self.places_host, np.cumsum(self.n_keys)[:-1])
+            queries = np.split(self.places_host[self.slot_rows], np.cumsum(self.n_queries)[:-1])
+            masks = [
+                group.mask(window, *places)
+                for group, *places in zip(self.groups, keys, queries, strict=True)
+            ]
+            self.masks_known[window] = [None if m is None else self.upload(m) for m in masks]
+        return self.masks_known[window]
 
     def fill_up(self, queries: Tensor) -> Tensor:
         """queries (Tensor): Of the active rows, shape (n_active, H).
@@ -392,31 +413,25 @@ class _Group:
     the units have different numbers of active rows.
 
     width (int): Queries of each unit.
-    key_places, query_places (ndarray): The places in their units of its keys, shape
-        (n_units * length,), and of its queries, shape (n_units * width,).
-    near (Dict[int, Optional[Tensor]]): Masks by window.
     """
 
     n_units: int
     length: int
     width: int
-    key_places: np.ndarray
-    query_places: np.ndarray
-    near: dict[int, Tensor | None] = field(default_factory=dict)
 
     def attend(
         self,
         q: Tensor,
         k: Tensor,
         v: Tensor,
+        mask: Tensor | None,
         n_heads: int,
-        window: int | None,
         dropout: float,
         out: Tensor | None = None,
     ) -> Tensor:
         """q (Tensor): Queries, shape (n_units * width, H).
         k, v (Tensor): Keys and values, shape (n_units * length, H).
-        window (Optional[int]): How far a row sees on each side; None: as far as its unit.
+        mask (Optional[Tensor]): See Batch.masks.
         out (Optional[Tensor]): Where the result goes, shape (n_units * width, H); it has no
             gradients then.
         RETURNS (Tensor): Mixed values, shape (n_units * width, H).
@@ -429,24 +444,24 @@ class _Group:
             by_head(q, self.width),
             by_head(k, self.length),
             by_head(v, self.length),
-            None if window is None else self._mask(window, q.device),
+            mask,
             dropout,
             None if out is None else by_head(out, self.width),
         )
         return mixed.transpose(1, 2).reshape(self.n_units * self.width, -1)
 
-    def _mask(self, window: int, device: torch.device) -> Tensor | None:
-        """Which keys are near each query, bool, shape (n_units, 1, width, length); None if no two
-        rows of a unit are further apart. Kept: layers between which no word left share it.
+    def mask(self, window: int, keys: np.ndarray, queries: np.ndarray) -> np.ndarray | None:
+        """See Batch.masks.
+
+        keys, queries (ndarray): The places in their units of its keys, shape (n_units * length,),
+            and of its queries, shape (n_units * width,).
         """
-        if window not in self.near:
-            keys = self.key_places.reshape(self.n_units, 1, 1, self.length)
-            queries = self.query_places.reshape(self.n_units, 1, self.width, 1)
-            self.near[window] = None
-            if (keys[..., -1] - keys[..., 0]).max() > window:
-                near = np.abs(queries - keys) <= window
-                self.near[window] = torch.from_numpy(near).to(device)
-        return self.near[window]
+        keys = keys.reshape(self.n_units, 1, 1, self.length)
+        queries = queries.reshape(self.n_units, 1, self.width, 1)
+        if (keys[..., -1] - keys[..., 0]).max() <= window:
+            return None
+        near: np.ndarray = np.abs(queries - keys) <= window
+        return near
 
 
 def attend(
@@ -464,16 +479,15 @@ def attend(
         query = layer.rotate(query, batch.take_active(batch.places))
         key = layer.rotate(key, batch.places)
     query = batch.fill_up(query)
-    key_rows = [group.n_units * group.length for group in batch.groups]
-    query_rows = [group.n_units * group.width for group in batch.groups]
     # split, not slices: its backward pass is one concatenation
-    parts = [query.split(query_rows), key.split(key_rows), value.split(key_rows)]
-    settings = layer.n_heads, layer.window, dropout
+    parts = [query.split(batch.n_queries), key.split(batch.n_keys), value.split(batch.n_keys)]
+    parts.append(batch.masks(layer.window))
+    settings = layer.n_heads, dropout
     if torch.is_grad_enabled():
         groups = zip(batch.groups, *parts, strict=True)
         return torch.cat([group.attend(*of_group, *settings) for group, *of_group in groups])
     mixed = roomy(query, len(query))
-    groups = zip(batch.groups, *parts, mixed.split(query_rows), strict=True)
+    groups = zip(batch.groups, *parts, mixed.split(batch.n_queries), strict=True)
     for group, *of_group, out in groups:
         group.attend(*of_group, *settings, out)
     return mixed
@@ -503,13 +517,12 @@ def run_layer(
         done = layer.finish(rows[chunk], batch.take_filled(mixed, chunk))
         return layer.last_norm(done) if norm else done
 
-    whole = torch.is_grad_enabled() or hidden.device.type != "cpu"
-    at_a_time = len(rows) if whole else CHUNK
-    if halted is None and len(rows) <= at_a_time:
+    size = at_a_time(rows)
+    if halted is None and len(rows) <= size:
         return finished(slice(None))
     new = roomy(hidden, len(hidden))
-    for start in range(0, len(rows), at_a_time):
-        chunk = slice(start, start + at_a_time)
+    for start in range(0, len(rows), size):
+        chunk = slice(start, start + size)
         batch.put_active(new, chunk, finished(chunk))
     if halted is not None and batch.halted_rows is not None:
         new.index_copy_(0, batch.halted_rows, halted)

@@ -10,10 +10,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from .products import Linear, by_columns, linear
+from .products import Linear, by_columns, linear, roomy
 
-# Rows that go through a layer's row-wise parts at a time, on a CPU (engine.run_layer, int8).
+# Rows that prediction on a CPU takes through row-wise parts at a time: what stands between two
+# steps then stays in its cache.
 CHUNK = 512
+
+
+def at_a_time(rows: Tensor) -> int:
+    """RETURNS (int): CHUNK, or with gradients and on a GPU all rows there are; at least 1."""
+    whole = torch.is_grad_enabled() or rows.device.type != "cpu"
+    return max(len(rows), 1) if whole else CHUNK
 
 
 @dataclass(frozen=True)
@@ -266,6 +273,16 @@ class Encoder(nn.Module):
         """ids, places (Tensor): Piece ids and places in their unit (from 0), shape (n_rows,).
         RETURNS (Tensor): The rows that go into layer 1, shape (n_rows, hidden).
         """
+        size = at_a_time(ids)
+        if len(ids) <= size:
+            return self._embed(ids, places)
+        rows = roomy(self.words.weight.new_empty(0, self.config.hidden), len(ids))
+        for start in range(0, len(ids), size):
+            chunk = slice(start, start + size)
+            rows[chunk] = self._embed(ids[chunk], places[chunk])
+        return rows
+
+    def _embed(self, ids: Tensor, places: Tensor) -> Tensor:
         rows = self.words(ids)
         if not self.config.thetas:
             rows = rows + self.positions(places + self.config.first_position)
