@@ -21,6 +21,7 @@ from .criteria import ExitCriterion, read_criterion
 from .encoders import load_encoder
 from .engine import EngineOutput, MultiExitModule, Rules, full_depth_macs, run
 from .errors import Errors
+from .memory import keep_freed_memory
 from .offramps import OffRamps, uncertainty
 from .pieces import Pieces, PieceTokenizer, piece_encoder
 from .shim import MultiExitShim
@@ -270,6 +271,8 @@ def _forward(
 def _predict(
     module: MultiExitModule, pieces: Pieces, request: Request, tasks: list[str], rules: Rules
 ) -> MultiExitOutput:
+    if next(module.parameters()).device.type == "cpu":
+        keep_freed_memory()
     output = _empty_output(module, pieces, request, tasks)
     if request.every_layer:
         shape = (module.encoder.config.n_layers, *output.scores.shape)
