@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 import spacy
 import torch
+from hypothesis import settings
 from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 from tokenizers import (
@@ -25,6 +26,10 @@ from typer.testing import CliRunner
 from spacy_earlyexit.calibration import Search
 from spacy_earlyexit.cli import app
 from spacy_earlyexit.cli.calibrate import calibrate_pipeline
+
+# How long an example takes is no test: the machine may be busy.
+settings.register_profile("default", deadline=None)
+settings.load_profile("default")
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"

@@ -21,7 +21,7 @@ from spacy_earlyexit.memory import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(4):
+    for _ in range(10):
         torch.ones(25 * 2**20)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
@@ -48,7 +48,7 @@ def count(**settings):
 @needs_glibc
 def test_blocks_are_taken_again():
     before, after, kept = count()
-    assert kept and before > 10 * after
+    assert kept and before > 4 * after, "a block may have to be taken a second time"
 
 
 @needs_glibc
