@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from .criteria import UNIT_GAP, ExitCriterion
 from .encoders import Encoder, EncoderConfig, EncoderLayer
 from .encoders.attention import attention
-from .encoders.layers import at_a_time
+from .encoders.layers import chunks_of
 from .encoders.products import roomy, take
 from .offramps import OffRamps, uncertainty
 from .pieces import Pieces, ranges
@@ -517,12 +517,11 @@ def run_layer(
         done = layer.finish(rows[chunk], batch.take_filled(mixed, chunk))
         return layer.last_norm(done) if norm else done
 
-    size = at_a_time(rows)
-    if halted is None and len(rows) <= size:
-        return finished(slice(None))
+    chunks = chunks_of(rows)
+    if halted is None and len(chunks) == 1:
+        return finished(chunks[0])
     new = roomy(hidden, len(hidden))
-    for start in range(0, len(rows), size):
-        chunk = slice(start, start + size)
+    for chunk in chunks:
         batch.put_active(new, chunk, finished(chunk))
     if halted is not None and batch.halted_rows is not None:
         new.index_copy_(0, batch.halted_rows, halted)

@@ -1,8 +1,8 @@
 """What prediction on a CPU frees stays with the process, for the next layer to take.
 
 The GNU C library gives blocks of many megabytes back to the system when they are freed. A layer
-makes several of them, and the system hands out each one anew, page by page: on the virtual machine
-tried this took a tenth of the time.
+makes several of them, and the system hands out each one anew, page by page, which takes as long as
+a good part of the arithmetic where pages are dear, as on a virtual machine.
 """
 
 import ctypes

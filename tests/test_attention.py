@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from spacy_earlyexit.encoders import attention as module
@@ -50,7 +50,6 @@ def near(width, length, reach=2):
     st.booleans(),
     st.sampled_from([2**18, 500]),
 )
-@settings(deadline=None)
 def test_equals_torch(n_units, width, length, masked, most):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "batched_is_faster", lambda n_threads: True)

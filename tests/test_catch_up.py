@@ -20,7 +20,7 @@ def left_over(rows, targets, fitted):
     return float(((rows @ down @ up + bias - targets) ** 2).sum())
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 5), st.integers(0, 1000))
 def test_low_rank_map_finds_a_map_of_its_rank(rank, seed):
     torch.manual_seed(seed)

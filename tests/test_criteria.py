@@ -172,7 +172,7 @@ class Layout:
 UNITS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(UNITS, st.integers(0, 12), st.integers(0, 10_000))
 def test_window_max_equals_a_loop(n_words, window, seed):
     """Over words of the own unit only, clipped at its edges."""
@@ -199,7 +199,7 @@ def test_a_window_costs_no_more_than_a_unit(monkeypatch):
     assert widths == [2 * 3 + 1, 2 * 8 + 1]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(UNITS, st.integers(0, 10_000))
 def test_unit_max_equals_a_loop(n_words, seed):
     layout = Layout(n_words)

@@ -263,7 +263,7 @@ def tokenisations(draw):
     return gold, draw(values), predicted
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(tokenisations())
 def test_aligned_follows_spacys_rule(drawn):
     gold, values, predicted = drawn

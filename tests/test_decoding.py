@@ -12,7 +12,7 @@ from spacy_earlyexit.decoding import bio_grammar, bmes_grammar, decode
 
 CLASSES = ["O", "B-x", "I-x", "B-y", "I-y"]
 BIO = bio_grammar(CLASSES)
-MANY = settings(max_examples=150, deadline=None)
+MANY = settings(max_examples=150)
 
 
 def is_valid(path, breaks):

@@ -132,7 +132,7 @@ RULES = st.builds(
     mean_pieces=st.booleans(),
 )
 CONTEXT = st.integers(0, 2)  # of the off-ramps
-SLOW = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+SLOW = settings(max_examples=20, suppress_health_check=list(HealthCheck))
 
 
 @every_kind

@@ -94,7 +94,7 @@ def test_hits_are_those_of_the_scorer_where_words_are_cut_differently():
     assert get_ner_prf([example])["ents_f"] == pytest.approx(2 * n_hits / (predicted + n_gold))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 10_000))
 def test_hits_are_those_of_the_scorer_where_gold_is_partial(seed):
     """Words without gold, words cut differently, whitespace: what counts is what spaCy counts."""

@@ -48,7 +48,8 @@ def count(**settings):
 @needs_glibc
 def test_blocks_are_taken_again():
     before, after, kept = count()
-    assert kept and before > 4 * after, "a block may have to be taken a second time"
+    assert kept
+    assert after < 1.1 * before / 10, "one of ten may be new, where something lies in between"
 
 
 @needs_glibc

@@ -409,7 +409,7 @@ def test_a_word_of_hundreds_of_pieces(wordpiece, max_positions):
 WORDS = st.lists(st.text(ALPHABET, min_size=1, max_size=12), max_size=40)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(st.lists(WORDS, min_size=1, max_size=4), st.integers(5, 30), st.integers(0, 1000))
 def test_alignment_of_any_words(wordpiece, texts, max_positions, seed):
     """Long documents too: windows that fit, every word owned exactly once."""
@@ -419,7 +419,7 @@ def test_alignment_of_any_words(wordpiece, texts, max_positions, seed):
     assert_aligned(pieces, docs, wordpiece, max_positions)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(st.lists(WORDS, min_size=1, max_size=3), st.integers(1, 12), st.data())
 def test_overlapping_spans_own_each_word_once(wordpiece, texts, window, data):
     """The span speaks for a word in which it has the most context on its poorer side."""
@@ -463,7 +463,7 @@ def lengths_and_capacity(draw):
     return np.asarray(lengths), capacity
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(lengths_and_capacity())
 def test_windows_cover_everything_in_order(case):
     """Each word owned once, in order; no window above the capacity, none that owns nothing."""
@@ -480,7 +480,7 @@ def test_windows_cover_everything_in_order(case):
         assert len(windows) == 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 300), st.integers(8, 60))
 def test_owned_words_have_context(n_words, capacity):
     """An eighth of the capacity on both sides, unless the document ends there."""
@@ -500,7 +500,7 @@ def make_units(lengths):
     return Pieces(**arrays)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.integers(3, 50), max_size=40), st.integers(1, 120))
 def test_batches(lengths, max_rows):
     """Every unit exactly once, shortest first, within the budget, and few of them."""

@@ -118,7 +118,7 @@ def test_characters(text, tokens):
 
 
 @given(st.text(alphabet="我你。 \u3000\n\tAb1２é\u200b"))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_text_is_kept(text):
     assert CharacterTokenizer(spacy.vocab.Vocab())(text).text == text
 
@@ -312,7 +312,7 @@ def blank_doc(text):
 
 @pytest.mark.parametrize("wins", ["names", "words"])
 @given(case=texts())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_text_scores_and_names(wins, case):
     """The text stays as it is, names are runs of words, and the winner is as without the other."""
     text, rows, names, starts = case

@@ -17,10 +17,14 @@ from .products import Linear, by_columns, linear, roomy
 CHUNK = 512
 
 
-def at_a_time(rows: Tensor) -> int:
-    """RETURNS (int): CHUNK, or with gradients and on a GPU all rows there are; at least 1."""
-    whole = torch.is_grad_enabled() or rows.device.type != "cpu"
-    return max(len(rows), 1) if whole else CHUNK
+def chunks_of(rows: Tensor) -> list[slice]:
+    """rows (Tensor): shape (n, …).
+    RETURNS (List[slice]): CHUNK of them each; with gradients and on a GPU all in one.
+    """
+    n = len(rows)
+    if torch.is_grad_enabled() or rows.device.type != "cpu" or n <= CHUNK:
+        return [slice(0, n)]
+    return [slice(start, start + CHUNK) for start in range(0, n, CHUNK)]
 
 
 @dataclass(frozen=True)
@@ -273,12 +277,11 @@ class Encoder(nn.Module):
         """ids, places (Tensor): Piece ids and places in their unit (from 0), shape (n_rows,).
         RETURNS (Tensor): The rows that go into layer 1, shape (n_rows, hidden).
         """
-        size = at_a_time(ids)
-        if len(ids) <= size:
+        chunks = chunks_of(ids)
+        if len(chunks) == 1:
             return self._embed(ids, places)
         rows = roomy(self.words.weight.new_empty(0, self.config.hidden), len(ids))
-        for start in range(0, len(ids), size):
-            chunk = slice(start, start + size)
+        for chunk in chunks:
             rows[chunk] = self._embed(ids[chunk], places[chunk])
         return rows
 
