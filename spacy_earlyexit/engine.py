@@ -440,14 +440,11 @@ class _Group:
         def by_head(rows: Tensor, n: int) -> Tensor:
             return rows.view(self.n_units, n, n_heads, -1).transpose(1, 2)
 
-        mixed = attention(
-            by_head(q, self.width),
-            by_head(k, self.length),
-            by_head(v, self.length),
-            mask,
-            dropout,
-            None if out is None else by_head(out, self.width),
-        )
+        by_unit = by_head(q, self.width), by_head(k, self.length), by_head(v, self.length)
+        if out is not None:
+            attention(*by_unit, mask, dropout, by_head(out, self.width))
+            return out
+        mixed = attention(*by_unit, mask, dropout)
         return mixed.transpose(1, 2).reshape(self.n_units * self.width, -1)
 
     def mask(self, window: int, keys: np.ndarray, queries: np.ndarray) -> np.ndarray | None:

@@ -19,6 +19,7 @@ _GAIN = 1.2  # batched products have to be so many times as fast, so that chance
 # Attention's weights at a time that stay in a processor's cache.
 _MOST_WEIGHTS = 2**17
 _VECTOR = 16  # numbers in a vector of AVX-512
+_NOTHING = torch.empty(())  # what a product is not added to
 _BOUND = 80.0  # exponentials of what lies between it and its negative are far from float32's ends
 
 
@@ -66,6 +67,9 @@ def batched(
     """
     n_units, n_heads, width, _ = query.shape
     at_a_time = max(_MOST_WEIGHTS // max(n_heads * width * key.shape[2], 1), 1)
+    if n_units <= at_a_time:
+        mixed = _batched(query, key, value, mask)
+        return mixed if out is None else out.copy_(mixed)
     out = torch.empty_like(query) if out is None else out
     parts = [part.split(at_a_time) for part in (query, key, value, out)]
     masks = [None] * len(parts[0]) if mask is None else mask.split(at_a_time)
@@ -78,7 +82,7 @@ def _batched(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> 
     n_units, n_heads, width, size = query.shape
     # Copies, each head's numbers behind one another: products of strided batches are slow.
     q, k, v = (rows.reshape(n_units * n_heads, -1, size) for rows in (query, key, value))
-    scores = torch.baddbmm(q.new_empty(()), q, k.transpose(1, 2), beta=0, alpha=size**-0.5)
+    scores = torch.baddbmm(_NOTHING, q, k.transpose(1, 2), beta=0, alpha=size**-0.5)
     weights = _softmax(scores.view(n_units, n_heads, width, -1), mask)
     return torch.bmm(weights.view(scores.shape), v).view(query.shape)
 
