@@ -44,37 +44,34 @@ def bmes_grammar(classes: Sequence[str]) -> Grammar:
     return Grammar(ends[:, None] == starts[None, :], starts, ends)
 
 
-def decode(
-    scores: Sequence[np.ndarray], breaks: Sequence[np.ndarray], grammar: Grammar
-) -> list[np.ndarray]:
-    """The best valid sequence of each document (Viterbi under the transition constraints).
+def decode(scores: np.ndarray, breaks: np.ndarray, grammar: Grammar) -> np.ndarray:
+    """The best valid sequence (Viterbi under the transition constraints), of one document or of
+    many, one behind the other, each of which begins with a break.
 
-    scores (Sequence[ndarray]): Log-probabilities, or scores that differ from them by a constant
-        per word, shape (n_words, n_classes) each.
-    breaks (Sequence[ndarray]): True where no entity (or word) may continue from the one before,
-        shape (n_words,) each; the first always counts as one.
+    scores (ndarray): Log-probabilities, or scores that differ from them by a constant per word,
+        shape (n_words, n_classes).
+    breaks (ndarray): True where no entity (or word) may continue from the one before, shape
+        (n_words,); the first always counts as one.
     grammar (Grammar): What is valid.
-    RETURNS (List[ndarray]): Class per word, shape (n_words,) each.
+    RETURNS (ndarray): Class per word, shape (n_words,).
     """
-    lengths = np.asarray([len(s) for s in scores], dtype=np.int64)
-    if not lengths.sum():
-        return [np.zeros(0, dtype=np.int64) for _ in scores]
-    joined = np.concatenate([s for s in scores if len(s)])
-    is_first = np.concatenate(breaks).astype(bool)  # a copy
-    is_first[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
+    if not len(scores):
+        return np.zeros(0, dtype=np.int64)
+    is_first = breaks.astype(bool)  # a copy
+    is_first[0] = True
     # What is on the two sides of a break does not depend on each other.
     starts = np.flatnonzero(is_first)
     is_last = np.append(is_first[1:], True)
     # The best class of each word, where that is valid, is the best sequence: nothing can beat it.
-    path = joined.argmax(axis=1)
+    path: np.ndarray = scores.argmax(axis=1)
     previous = np.append(0, path[:-1])
     invalid = np.where(is_first, ~grammar.first[path], ~grammar.allowed[previous, path])
     invalid |= is_last & ~grammar.last[path]
     wrong = np.unique(np.searchsorted(starts, np.flatnonzero(invalid), side="right") - 1)
     if len(wrong):
         sizes = np.diff(np.append(starts, len(path)))[wrong]
-        path[ranges(starts[wrong], sizes)] = _viterbi(joined, starts[wrong], sizes, grammar)
-    return np.split(path, np.cumsum(lengths)[:-1])
+        path[ranges(starts[wrong], sizes)] = _viterbi(scores, starts[wrong], sizes, grammar)
+    return path
 
 
 def _viterbi(

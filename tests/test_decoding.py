@@ -42,12 +42,27 @@ def documents(draw, max_words):
     )
 
 
+def decode_all(docs, grammar):
+    """Documents one behind the other, in one call that changes nothing of what it is given."""
+    if not docs:
+        return []
+    scores, breaks = np.concatenate([s for s, _ in docs]), [b.copy() for _, b in docs]
+    for own in breaks:
+        own[:1] = True
+    breaks = np.concatenate(breaks)
+    before = breaks.copy()
+    path = decode(scores, breaks, grammar)
+    assert len(path) == len(scores)
+    np.testing.assert_array_equal(breaks, before)
+    return np.split(path, np.cumsum([len(s) for s, _ in docs])[:-1])
+
+
 @MANY
 @given(documents(max_words=4))
 def test_best_of_all_valid_sequences(doc):
     """Nothing that is valid scores higher."""
     scores, breaks = doc
-    (path,) = decode([scores], [breaks], BIO)
+    path = decode(scores, breaks, BIO)
     every = itertools.product(range(len(CLASSES)), repeat=len(scores))
     best = max(total(scores, p) for p in every if is_valid(p, breaks))
     assert is_valid(path, breaks)
@@ -58,16 +73,10 @@ def test_best_of_all_valid_sequences(doc):
 @given(st.lists(documents(max_words=12), max_size=6))
 def test_many_documents_at_once(docs):
     """Documents of any lengths, empty ones too: as each alone, and nothing given is changed."""
-    scores, breaks = [s for s, _ in docs], [b for _, b in docs]
-    before = [b.copy() for b in breaks]
-    paths = decode(scores, breaks, BIO)
-    assert [len(path) for path in paths] == [len(s) for s in scores]
-    for own_scores, own_breaks, path in zip(scores, breaks, paths, strict=True):
-        assert is_valid(path, own_breaks)
-        (alone,) = decode([own_scores], [own_breaks], BIO)
-        assert total(own_scores, alone) == total(own_scores, path)
-    for old, new in zip(before, breaks, strict=True):
-        np.testing.assert_array_equal(old, new)
+    for (scores, breaks), path in zip(docs, decode_all(docs, BIO), strict=True):
+        assert is_valid(path, breaks)
+        alone = decode(scores, breaks, BIO)
+        assert total(scores, alone) == total(scores, path)
 
 
 @MANY
@@ -76,7 +85,7 @@ def test_the_best_classes_are_kept_where_they_are_valid(doc):
     """What the off-ramps say is only changed where it is no BIO sequence."""
     scores, breaks = doc
     best = scores.argmax(axis=1)
-    (path,) = decode([scores], [breaks], BIO)
+    path = decode(scores, breaks, BIO)
     if is_valid(best, breaks):
         np.testing.assert_array_equal(path, best)
     else:
@@ -89,8 +98,8 @@ def test_a_constant_per_word_changes_nothing(doc, seed):
     """Raw scores do as well as log-probabilities."""
     scores, breaks = doc
     shift = np.arange(len(scores))[:, None] * seed
-    (path,) = decode([scores], [breaks], BIO)
-    (shifted,) = decode([scores + shift], [breaks], BIO)
+    path = decode(scores, breaks, BIO)
+    shifted = decode(scores + shift, breaks, BIO)
     assert total(scores, path) == total(scores, shifted)
 
 
@@ -108,7 +117,7 @@ SURE_X = [0.04, 0.04, 0.84, 0.04, 0.04]
 def test_an_orphaned_inside_is_mended_by_the_words_together():
     """ "I-x I-x" at a start becomes "B-x I-x", not "O O", nor the second best of each word."""
     scores = log_p([0.1, 0.3, 0.4, 0.1, 0.1], SURE_X)
-    assert names(decode([scores], [np.zeros(2, bool)], BIO)[0]) == ["B-x", "I-x"]
+    assert names(decode(scores, np.zeros(2, bool), BIO)) == ["B-x", "I-x"]
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
@@ -116,9 +125,9 @@ def test_breaks_are_respected(place):
     """No entity continues over a break, wherever it is; the same scores without it do."""
     scores = log_p([0.04, 0.84, 0.04, 0.04, 0.04], SURE_X, SURE_X)
     breaks = np.zeros(3, dtype=bool)
-    assert names(decode([scores], [breaks], BIO)[0]) == ["B-x", "I-x", "I-x"]
+    assert names(decode(scores, breaks, BIO)) == ["B-x", "I-x", "I-x"]
     breaks[place] = True
-    path = names(decode([scores], [breaks], BIO)[0])
+    path = names(decode(scores, breaks, BIO))
     assert path[place][0] != "I"
     assert [name[0] == "I" for name in path] == [False, place != 1, place != 2]
 
@@ -128,15 +137,18 @@ def test_words_that_may_only_be_outside():
     fixed = np.asarray([[0.0, *[-np.inf] * 4]], dtype=np.float32)
     start = log_p([0.04, 0.84, 0.04, 0.04, 0.04])
     scores = np.concatenate([start, fixed, log_p(SURE_X)])
-    path = names(decode([scores], [np.zeros(3, bool)], BIO)[0])
+    path = names(decode(scores, np.zeros(3, bool), BIO))
     assert path[:2] == ["B-x", "O"] and path[2] != "I-x"
 
 
-@pytest.mark.parametrize("n_docs", [0, 1, 3])
-def test_nothing_to_decode(n_docs):
-    empty = [np.zeros((0, len(CLASSES)))] * n_docs
-    paths = decode(empty, [np.zeros(0, bool)] * n_docs, BIO)
-    assert [path.tolist() for path in paths] == [[]] * n_docs
+def test_nothing_to_decode():
+    assert decode(np.zeros((0, len(CLASSES))), np.zeros(0, bool), BIO).tolist() == []
+
+
+def test_what_is_given_stays_as_it_is():
+    breaks = np.zeros(2, dtype=bool)
+    decode(log_p(SURE_X, SURE_X), breaks, BIO)
+    assert not breaks.any()
 
 
 def test_transitions_do_not_depend_on_the_order_of_classes():
@@ -147,7 +159,7 @@ def test_transitions_do_not_depend_on_the_order_of_classes():
             assert allowed[i, j] == (after[0] != "I" or before[1:] == after[1:])
     scores = np.zeros((2, 5), dtype=np.float32)
     scores[0, 4] = scores[1, 0] = 1.0
-    assert decode([scores], [np.zeros(2, bool)], bio_grammar(mixed))[0].tolist() == [4, 0]
+    assert decode(scores, np.zeros(2, bool), bio_grammar(mixed)).tolist() == [4, 0]
 
 
 # --- words out of characters ---------------------------------------------------------------
@@ -171,13 +183,13 @@ def are_words(path, breaks):
 def test_best_of_all_words(doc):
     """The best sequence of whole words; also with the classes in another order."""
     scores, breaks = doc[0][:, :4], doc[1]
-    (path,) = decode([scores], [breaks], BMES)
+    path = decode(scores, breaks, BMES)
     assert are_words(path, breaks)
     every = itertools.product(range(4), repeat=len(scores))
     assert total(scores, path) == max(total(scores, p) for p in every if are_words(p, breaks))
     order = [2, 0, 3, 1]
     mixed = bmes_grammar([WORD_CLASSES[c] for c in order])
-    (other,) = decode([scores[:, order]], [breaks], mixed)
+    other = decode(scores[:, order], breaks, mixed)
     assert total(scores[:, order], other) == total(scores, path)
 
 
@@ -185,8 +197,8 @@ def test_best_of_all_words(doc):
 @given(st.lists(documents(max_words=12), max_size=6))
 def test_many_documents_of_words(docs):
     """Of any lengths, with breaks anywhere: as each alone."""
-    paths = decode([s[:, :4] for s, _ in docs], [b for _, b in docs], BMES)
-    for (scores, breaks), path in zip(docs, paths, strict=True):
+    docs = [(scores[:, :4], breaks) for scores, breaks in docs]
+    for (scores, breaks), path in zip(docs, decode_all(docs, BMES), strict=True):
         assert are_words(path, breaks)
-        (alone,) = decode([scores[:, :4]], [breaks], BMES)
+        alone = decode(scores, breaks, BMES)
         np.testing.assert_array_equal(path, alone)

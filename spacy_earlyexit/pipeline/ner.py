@@ -88,11 +88,9 @@ class EarlyExitNer(ExitConsumer):
         # which can be on a whitespace token.
         sentence = np.cumsum(array[:, 1] == 1)[words]
         breaks = np.diff(sentence, prepend=-1) != 0
-        ends = np.cumsum(lengths)[:-1]
-        decoded = decode(
-            np.split(log_softmax(scores), ends), np.split(breaks, ends), bio_grammar(classes)
-        )
-        return _entities(tokens, lengths, np.concatenate(decoded), classes)
+        breaks[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
+        path = decode(log_softmax(scores), breaks, bio_grammar(classes))
+        return _entities(tokens, lengths, path, classes)
 
     def set_annotations(
         self, docs: list[Doc], predictions: list[list[tuple[int, int, str]]]

@@ -109,28 +109,29 @@ class EarlyExitSegmenter(ExitConsumer):
         RAISES (ValueError): If a Doc has no scores.
         """
         (task,) = self.tasks
-        all_tokens, all_scores, breaks, classes = [], [], [], ["S"]
-        for doc, (tokens, scores) in zip(docs, self.task_scores(docs, task), strict=True):
-            classes = list(self.exits(doc, task).classes[task])
-            all_tokens.append(tokens)
-            all_scores.append(scores)
-            breaks.append(self._breaks(doc)[tokens])
-        begins = np.asarray([c in "BS" for c in classes])
-        found = []
-        paths = decode(all_scores, breaks, bmes_grammar(classes))
-        for doc, tokens, path in zip(docs, all_tokens, paths, strict=True):
+        exits = [self.exits(doc, task) for doc in docs]
+        if not exits:
+            return []
+        classes = list(exits[0].classes[task])
+        scores = np.concatenate([own.scores[:, own.slices[task]] for own in exits])
+        breaks = [self._breaks(doc)[own.tokens] for doc, own in zip(docs, exits, strict=True)]
+        path = decode(scores, np.concatenate(breaks), bmes_grammar(classes))
+        begins = np.asarray([c in "BS" for c in classes])[path]
+        found, ends = [], np.cumsum([len(own.tokens) for own in exits])
+        for doc, own, part in zip(docs, exits, np.split(begins, ends[:-1]), strict=True):
             starts = np.ones(len(doc), dtype=bool)
-            starts[tokens] = begins[path]
+            starts[own.tokens] = part
             found.append(starts)
         return found
 
     def _breaks(self, doc: Doc) -> np.ndarray:
-        """Where no word may go on: behind whitespace, at a sentence's start, at the edges of names
-        if they win. Shape (n_tokens,), bool.
+        """Where no word may go on: at the Doc's and a sentence's start, behind whitespace, at the
+        edges of names if they win. Shape (n_tokens,), bool.
         """
         attributes = [SENT_START, SPACY, IS_SPACE, ENT_IOB, ENT_TYPE]
         array = doc.to_array(attributes).reshape(-1, len(attributes))
         breaks = array[:, 0] == 1
+        breaks[:1] = True
         breaks[1:] |= array[:-1, 1:3].any(axis=1)
         if self.wins == "names":
             breaks |= changes(entity_ids(array[:, 3], array[:, 4]))
