@@ -54,7 +54,7 @@ class Request:
     teacher: MultiExitModule | None = None
     tasks: Sequence[str] | None = None
     precision: str = "float32"
-    max_rows: int = 16384
+    max_rows: int = 24576
     states: bool = False
     every_layer: bool = False
     pieces: Pieces | None = None

@@ -42,7 +42,7 @@ exit = null
 self_sampling = null
 loss = null
 record = []
-max_batch_items = 16384
+max_batch_items = 24576
 precision = "float32"
 set_extra_annotations = null
 
@@ -150,7 +150,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         self_sampling: SelfSampling | None = None,
         loss: Callable[..., torch.Tensor] | None = None,
         record: Iterable[str] = (),
-        max_batch_items: int = 16384,
+        max_batch_items: int = 24576,
         precision: str = "float32",
         scorer: Callable | None = None,
     ):
