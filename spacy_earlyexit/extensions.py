@@ -42,38 +42,42 @@ def install_extensions() -> None:
 
 
 def record(
-    doc: Doc,
-    tokens: np.ndarray,
-    layers: np.ndarray,
-    units: np.ndarray,
-    macs: np.ndarray,
-    macs_full: np.ndarray,
-    extra: dict[str, np.ndarray],
+    docs: list[Doc],
+    word_doc: np.ndarray,
+    word_token: np.ndarray,
+    of_words: dict[str, np.ndarray],
+    unit_doc: np.ndarray,
+    unit_bounds: np.ndarray,
+    of_units: dict[str, np.ndarray],
 ) -> None:
-    """Store on a Doc where its words left. Replaces what an earlier run stored.
+    """Store on Docs where their words left. Replaces what an earlier run stored.
 
-    doc (Doc): The document.
-    tokens, layers (ndarray): Indices of the encoded tokens and their exit layers, shape (n,).
-    units (ndarray): First and last-plus-one token of each encoded unit, shape (n_units, 2).
-    macs, macs_full (ndarray): Multiply-accumulates spent and at full depth, shape (n_units,).
-    extra (Dict[str, ndarray]): More arrays over the words, such as "uncertainty".
+    docs (List[Doc]): The documents.
+    word_doc, word_token (ndarray): Document of each encoded word, and its token there, in order,
+        shape (n_words,).
+    of_words (Dict[str, ndarray]): "layer", and more arrays over the words, such as "uncertainty".
+    unit_doc, unit_bounds (ndarray): Document of each encoded unit, in order, shape (n_units,), and
+        its first and last-plus-one token, shape (n_units, 2).
+    of_units (Dict[str, ndarray]): "macs" and "macs_full", multiply-accumulates spent and at full
+        depth, shape (n_units,).
     """
-    for key in [key for key, _ in _records(doc)]:
-        del _user_data(doc)[key]
-    if len(tokens) == 0:
-        return
-    starts, ends = _token_chars(doc)
-    _user_data(doc)[("._.", _KEY, 0, int(ends[-1]))] = {
-        "start": starts[tokens].astype(np.int32),
-        "end": ends[tokens].astype(np.int32),
-        "layer": layers.astype(np.uint8),
-        "unit_start": starts[units[:, 0]].astype(np.int32),
-        "unit_end": ends[units[:, 1] - 1].astype(np.int32),
-        # Copies: views would keep the arrays of the whole batch.
-        "macs": macs.copy(),
-        "macs_full": macs_full.copy(),
-        **{name: values.copy() for name, values in extra.items()},
-    }
+    starts, ends = _token_chars(docs)
+    first = np.cumsum([0] + [len(doc) for doc in docs])  # token of each Doc
+    word = first[word_doc] + word_token
+    unit = first[unit_doc, None] + unit_bounds
+    over_words = {"start": starts[word], "end": ends[word], **of_words}
+    over_units = {"unit_start": starts[unit[:, 0]], "unit_end": ends[unit[:, 1] - 1], **of_units}
+    words_by_doc = np.searchsorted(word_doc, np.arange(len(docs) + 1)).tolist()
+    units_by_doc = np.searchsorted(unit_doc, np.arange(len(docs) + 1)).tolist()
+    for i, doc in enumerate(docs):
+        for key in [key for key, _ in _records(doc)]:
+            del _user_data(doc)[key]
+        words, units = slice(*words_by_doc[i : i + 2]), slice(*units_by_doc[i : i + 2])
+        if words.start < words.stop:
+            # Copies: views would keep the arrays of the whole batch.
+            data = {name: values[words].copy() for name, values in over_words.items()}
+            data |= {name: values[units].copy() for name, values in over_units.items()}
+            _user_data(doc)[("._.", _KEY, 0, int(ends[first[i + 1] - 1]))] = data
 
 
 def exit_layers(doc: Doc) -> list[int]:
@@ -136,7 +140,7 @@ def _over_tokens(doc: Doc, field: str, combine: np.ufunc) -> np.ndarray:
     values = np.zeros(len(doc))
     if len(doc) == 0:
         return values
-    starts, ends = _token_chars(doc)
+    starts, ends = _token_chars([doc])
     for (_, _, first, _), data in _records(doc):
         if field not in data or len(data[field]) == 0:
             continue
@@ -151,8 +155,12 @@ def _over_tokens(doc: Doc, field: str, combine: np.ufunc) -> np.ndarray:
     return values
 
 
-def _token_chars(doc: Doc) -> tuple[np.ndarray, np.ndarray]:
-    array = doc.to_array([IDX, LENGTH]).astype(np.int64)
+def _token_chars(docs: list[Doc]) -> tuple[np.ndarray, np.ndarray]:
+    """Where each token begins and ends in its Doc's text, the Docs' tokens one behind the other,
+    shape (n_tokens,) each, int32.
+    """
+    arrays = [np.zeros((0, 2)), *(doc.to_array([IDX, LENGTH]) for doc in docs if len(doc))]
+    array = np.concatenate(arrays, dtype=np.int32, casting="unsafe")
     return array[:, 0], array[:, 0] + array[:, 1]
 
 

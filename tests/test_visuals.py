@@ -36,7 +36,9 @@ def make_doc(words, layers, ents=None, lang="en", depth=6, **kwargs):
     tokens = np.array([token.i for token in doc if not token.is_space and layers[token.i]])
     own = np.array(layers)[tokens]
     units = np.array([[0, len(doc)]])
-    record(doc, tokens, own, units, np.array([own.sum()]), np.array([depth * len(own)]), {})
+    macs = {"macs": np.array([own.sum()]), "macs_full": np.array([depth * len(own)])}
+    none = np.zeros_like(tokens)
+    record([doc], none, tokens, {"layer": own}, none[:1], units, macs)
     return doc
 
 

@@ -69,11 +69,6 @@ class ExitConsumer(Pipe, ABC):
             raise ValueError(Errors.E014.format(name=self.name, task=task, text=doc.text[:50]))
         return exits
 
-    def task_scores(self, docs: list[Doc], task: str) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Per Doc the encoded tokens, shape (n,), and their scores, shape (n, n_classes)."""
-        all_exits = [self.exits(doc, task) for doc in docs]
-        return [(e.tokens, e.scores[:, e.slices[task]]) for e in all_exits]
-
     def values(self, task: str, classes: Sequence[str]) -> np.ndarray:
         """What `best` gives for each class, shape (n_classes,): its name, unless overridden."""
         return np.asarray(classes, dtype=object)
@@ -87,15 +82,16 @@ class ExitConsumer(Pipe, ABC):
             shape (n,), and the values of their classes, shape (n,).
         RAISES (ValueError): If a Doc has no scores.
         """
-        values: np.ndarray | None = None
-        found = []
-        for doc in docs:
-            exits = self.exits(doc, task)
-            if values is None:
-                values = self.values(task, exits.classes[task])
-            best = exits.scores[:, exits.slices[task]].argmax(axis=1)
-            found.append((exits.tokens, values[best]))
-        return found
+        exits = [self.exits(doc, task) for doc in docs]
+        if not exits:
+            return []
+        scores = np.concatenate([own.scores[:, own.slices[task]] for own in exits])
+        best = self.values(task, exits[0].classes[task])[scores.argmax(axis=1)]
+        ends = np.cumsum([len(own.tokens) for own in exits]).tolist()
+        return [
+            (own.tokens, best[end - len(own.tokens) : end])
+            for own, end in zip(exits, ends, strict=True)
+        ]
 
     @abstractmethod
     def predict(self, docs: list[Doc]) -> Any:

@@ -117,16 +117,23 @@ class EarlyExitTagger(ExitConsumer):
         docs (List[Doc]): The documents.
         predictions (List[Dict]): What predict returned.
         """
+        if not docs:
+            return
         attributes = [_ATTRIBUTES[task] for task in self.tasks]
-        for doc, prediction in zip(docs, predictions, strict=True):
-            if not len(doc):
-                continue
-            array = doc.to_array(attributes).reshape(len(doc), -1)
-            for column, task in enumerate(self.tasks):
-                tokens, values = prediction[task]
-                free = self.overwrite | (array[tokens, column] == 0)
-                array[tokens, column] = np.where(free, values, array[tokens, column])
-            doc.from_array(attributes, cast(Any, array))
+        n = len(attributes)
+        # All Docs at once, one behind the other.
+        array = np.concatenate([doc.to_array(attributes).reshape(-1, n) for doc in docs])
+        first = np.cumsum([0] + [len(doc) for doc in docs])
+        for column, task in enumerate(self.tasks):
+            found = [prediction[task] for prediction in predictions]
+            tokens, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
+            at = tokens + np.repeat(first[:-1], [len(own) for own, _ in found])
+            old = array[at, column]
+            array[at, column] = np.where(self.overwrite | (old == 0), values, old)
+        bounds = zip(first[:-1].tolist(), first[1:].tolist(), strict=True)
+        for doc, (start, end) in zip(docs, bounds, strict=True):
+            if start < end:
+                doc.from_array(attributes, cast(Any, array[start:end]))
 
     def score(self, examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
         """Scores of the registered scorer; None for an attribute that is not this tagger's."""

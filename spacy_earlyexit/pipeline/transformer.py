@@ -271,34 +271,25 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         pieces = scores.pieces
         order = np.flatnonzero(pieces.owned)
         order = order[np.lexsort((pieces.word_token[order], pieces.word_doc[order]))]
-        words_by_doc = np.searchsorted(pieces.word_doc[order], np.arange(len(docs) + 1))
-        units_by_doc = np.searchsorted(pieces.unit_doc, np.arange(len(docs) + 1))
-        tokens, layers, rows = (
+        word_doc, tokens, rows = (
+            pieces.word_doc[order],
             pieces.word_token[order],
-            scores.exit_layer[order],
             scores.scores[order],
         )
-        extra = {}
+        of_words = {"layer": scores.exit_layer[order].astype(np.uint8)}
         if "uncertainty" in self.record:
-            extra["uncertainty"] = scores.uncertainty[order]
+            of_words["uncertainty"] = scores.uncertainty[order]
         if "confidence" in self.record:
-            extra["confidence"] = _confidence(rows, list(scores.slices.values()))
+            of_words["confidence"] = _confidence(rows, list(scores.slices.values()))
+        of_units = {"macs": scores.macs, "macs_full": scores.macs_full}
+        record(docs, word_doc, tokens, of_words, pieces.unit_doc, pieces.unit_bounds, of_units)
         classes = module_of(self.model).offramps.classes
-        # Copies: a Doc that is kept must not keep the arrays of its whole batch.
+        words_by_doc = np.searchsorted(word_doc, np.arange(len(docs) + 1)).tolist()
         for i, doc in enumerate(docs):
             own = slice(*words_by_doc[i : i + 2])
-            units = slice(*units_by_doc[i : i + 2])
+            # Copies: a Doc that is kept must not keep the arrays of its whole batch.
             exits = DocExits(len(doc), tokens[own].copy(), rows[own].copy(), scores.slices, classes)
             leave_exits(doc, self.name, exits)
-            record(
-                doc,
-                tokens[own],
-                layers[own],
-                pieces.unit_bounds[units],
-                scores.macs[units],
-                scores.macs_full[units],
-                {name: values[own] for name, values in extra.items()},
-            )
         if scores.states is not None:
             plan = plan_of(self.model, scores, docs)
             for doc, data in zip(docs, plan.split(torch2xp(scores.states)), strict=True):
