@@ -178,7 +178,7 @@ class Batch:
         self.word_gap_host = word_gaps(word_unit, word_id)
         self.word_gap = self.upload(self.word_gap_host)
         self.n_gaps = int((self.word_gap_host > 1).sum())
-        self.near: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
+        self.near: dict[int, list[tuple[int, int, Tensor]]] = {}
         self.word_pieces_known: tuple[Tensor, Tensor] | None = None
         self._plan(active)
 
@@ -246,22 +246,21 @@ class Batch:
         )
         return rows
 
-    def neighbours(self, context: int) -> dict[int, tuple[Tensor, Tensor]]:
+    def neighbours(self, context: int) -> list[tuple[int, int, Tensor]]:
         """The words around each word that are in the batch, too.
 
         context (int): How far to look.
-        RETURNS (Dict[int, Tuple[Tensor, Tensor]]): Per distance, to the left below 0, the words
-            that have a neighbour there, and the neighbours, shapes (n,).
+        RETURNS (List[Tuple[int, int, Tensor]]): Distance, step and mask: word j + step lies
+            `distance` words behind word j of its unit where mask[j], shape (n_words - step, 1),
+            bool. Step is less than distance where words in between have left the batch.
         """
         if context not in self.near:
-            self.near[context] = {}
-            at = np.cumsum(np.minimum(self.word_gap_host, context + 1))
-            for distance in range(1, context + 1):
-                right = np.searchsorted(at[:-1], at + distance)
-                left = np.flatnonzero(at[right] == at + distance)
-                pair = self.upload(left), self.upload(right[left])
-                self.near[context][distance] = pair
-                self.near[context][-distance] = pair[::-1]
+            place = np.cumsum(np.minimum(self.word_gap_host, context + 1))
+            self.near[context] = [
+                (distance, step, self.upload(place[step:, None] - place[:-step, None] == distance))
+                for distance in range(1, context + 1)
+                for step in range(1, min(distance, len(place) - 1) + 1)
+            ]
         return self.near[context]
 
     @property

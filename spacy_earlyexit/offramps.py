@@ -70,7 +70,7 @@ class OffRamps(nn.Module):
         layer: int,
         words: Tensor,
         columns: Tensor | None = None,
-        neighbours: Mapping[int, tuple[Tensor, Tensor]] | None = None,
+        neighbours: Sequence[tuple[int, int, Tensor]] = (),
     ) -> Tensor:
         """s_j^l = W_l dropout(h_j^l) + b_l (method: off-ramps); with context
         s_j^l = sum_i W_l,i dropout(h_j+i^l) + b_l, |i| <= context, over the neighbours there are.
@@ -78,8 +78,8 @@ class OffRamps(nn.Module):
         layer (int): The layer, from 1.
         words (Tensor): The words' vectors behind that layer, shape (n_words, hidden).
         columns (Optional[Tensor]): The classes to compute, all if None.
-        neighbours (Optional[Mapping[int, Tuple[Tensor, Tensor]]]): With context: per distance i,
-            the words j that have a neighbour j + i, and these, shapes (n,).
+        neighbours (Sequence[Tuple[int, int, Tensor]]): With context: which words lie around which,
+            see Batch.neighbours.
         RETURNS (Tensor): Scores, shape (n_words, n_classes).
         """
         weight, bias = self.weight[layer - 1], self.bias[layer - 1]
@@ -89,13 +89,16 @@ class OffRamps(nn.Module):
         words = self.dropout(words)
         # One product for all distances. A class's weights for them lie behind one another; in the
         # product, the classes of a distance do.
-        near = 2 * self.context + 1
+        near, around = 2 * self.context + 1, self.context * len(bias)
         by_distance = weight.reshape(len(bias), near, words.shape[1]).transpose(0, 1).flatten(0, 1)
-        parts = linear(words, by_distance).chunk(near, dim=1)
-        scores = parts[self.context] + bias
-        for distance, (to, place) in (neighbours or {}).items():
+        once = F.pad(bias, (around, around))
+        parts = linear(words, by_distance, once).view(len(words), near, len(bias))
+        scores = parts[:, self.context]
+        for distance, step, mask in neighbours:
             # Scores are moved to the neighbours: they are smaller than the vectors.
-            scores.index_add_(0, to, parts[self.context + distance].index_select(0, place))
+            there = mask.to(scores.dtype)
+            scores[:-step].addcmul_(parts[step:, self.context + distance], there)
+            scores[step:].addcmul_(parts[:-step, self.context - distance], there)
         return scores
 
     def column_temperatures(self, slices: Mapping[str, slice]) -> Tensor:
