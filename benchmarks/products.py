@@ -1,5 +1,6 @@
 """Products and attention alone: what the processor and int8 give, what the encoder adds."""
 
+import gc
 import time
 from collections.abc import Callable
 from functools import partial
@@ -248,6 +249,7 @@ def shares_cli(
     for repeat in range(repeats + 1):
         for name in names:
             docs = [bare_doc(eg.predicted) for eg in examples]
+            gc.collect()  # or it falls into the same point each time, and takes as long as a layer
             inside, start = 0.0, time.perf_counter()
             with transformer.use(name):
                 done = list(nlp.pipe(docs, batch_size=ahead or None))
