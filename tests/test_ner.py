@@ -7,7 +7,8 @@ from conftest import TEXTS, make_encoder, make_examples, make_nlp
 from spacy.tokens import Doc, Span
 
 from spacy_earlyexit.criteria import FixedExit, TokenExit
-from spacy_earlyexit.pipeline.exits import find_exits
+from spacy_earlyexit.pipeline.exits import DocExits, find_exits, leave_exits
+from spacy_earlyexit.pipeline.ner import EarlyExitNer
 
 WORDS = "Anna Smith lives in New York .".split()
 ANNA, NEW_YORK = (0, 2, "PER"), (4, 6, "LOC")
@@ -88,6 +89,26 @@ def test_no_entity_crosses_a_sentence_start(trained, space):
     assert entities(doc)[0] == ANNA
     for ent in doc.ents:
         assert len({token.sent.start for token in ent}) == 1
+
+
+def test_no_entity_goes_on_in_the_next_doc():
+    """Also where that begins in the middle of a sentence, as one cut out of another does: each Doc
+    of a batch has what it has alone.
+    """
+    vocab, classes = spacy.blank("en").vocab, ["O", "B-LOC", "I-LOC"]
+
+    def make(*said):
+        doc = Doc(vocab, words=list("ab"), sent_starts=[False, False])
+        scores = np.zeros((2, 3), dtype=np.float32)
+        scores[[0, 1], [classes.index(name) for name in said]] = 5.0
+        own = DocExits(2, np.arange(2), scores, {"ner": slice(0, 3)}, {"ner": classes})
+        leave_exits(doc, "transformer", own)
+        return doc
+
+    said = [("O", "B-LOC"), ("I-LOC", "I-LOC"), ("I-LOC", "O")]
+    together = [entities(doc) for doc in EarlyExitNer().annotate([make(*own) for own in said])]
+    assert together == [entities(EarlyExitNer()(make(*own))) for own in said]
+    assert together[:2] == [[(1, 2, "LOC")], [(0, 2, "LOC")]]
 
 
 # --- what was there before -----------------------------------------------------------------

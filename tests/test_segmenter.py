@@ -203,6 +203,10 @@ def test_gold_words_as_tokens_say_nothing():
 
 def segment(doc, said, names=(), wins="names"):
     """Let the exits say a class for each token that is not whitespace, and join."""
+    return EarlyExitSegmenter(wins=wins)(let_say(doc, said, names))
+
+
+def let_say(doc, said, names=()):
     if names:
         doc.ents = [Span(doc, start, end, label=label) for start, end, label in names]
     tokens = np.asarray([token.i for token in doc if not token.is_space], dtype=np.int64)
@@ -211,7 +215,7 @@ def segment(doc, said, names=(), wins="names"):
     leave_exits(
         doc, "transformer", DocExits(len(doc), tokens, scores, {"seg": slice(0, 4)}, {"seg": BMES})
     )
-    return EarlyExitSegmenter(wins=wins)(doc)
+    return doc
 
 
 def words_of(doc):
@@ -220,6 +224,23 @@ def words_of(doc):
 
 def entities(doc):
     return [(ent.text, ent.label_) for ent in doc.ents]
+
+
+@pytest.mark.parametrize("wins", ["names", "words"])
+def test_no_word_goes_on_in_the_next_doc(wins):
+    """Also where that begins in the middle of a sentence: each Doc of a batch is joined alone."""
+
+    def make(text, said):
+        doc = blank_doc(text)
+        doc[0].is_sent_start = False
+        return let_say(doc, said)
+
+    said = [("甲", "B"), ("乙丙", "EE"), ("甲乙", "ME")]
+    segmenter = EarlyExitSegmenter(wins=wins)
+    together = segmenter.annotate([make(*own) for own in said])
+    alone = [segmenter(make(*own)) for own in said]
+    assert [words_of(doc) for doc in together] == [words_of(doc) for doc in alone]
+    assert words_of(together[0]) == ["甲"]
 
 
 def test_words_are_joined():
