@@ -48,8 +48,8 @@ def decode(scores: np.ndarray, breaks: np.ndarray, grammar: Grammar) -> np.ndarr
     """The best valid sequence (Viterbi under the transition constraints), of one document or of
     many, one behind the other, each of which begins with a break.
 
-    scores (ndarray): Log-probabilities, or scores that differ from them by a constant per word,
-        shape (n_words, n_classes).
+    scores (ndarray): Log-probabilities, or scores that differ from them by a constant per word, as
+        an off-ramp's do, shape (n_words, n_classes).
     breaks (ndarray): True where no entity (or word) may continue from the one before, shape
         (n_words,); the first always counts as one.
     grammar (Grammar): What is valid.
@@ -70,25 +70,26 @@ def decode(scores: np.ndarray, breaks: np.ndarray, grammar: Grammar) -> np.ndarr
     wrong = np.unique(np.searchsorted(starts, np.flatnonzero(invalid), side="right") - 1)
     if len(wrong):
         sizes = np.diff(np.append(starts, len(path)))[wrong]
-        path[ranges(starts[wrong], sizes)] = _viterbi(scores, starts[wrong], sizes, grammar)
+        rows = ranges(starts[wrong], sizes)
+        own = scores[rows]
+        own -= own.max(axis=1, keepdims=True)  # so that sums stay small, and exact
+        path[rows] = _viterbi(own, sizes, grammar)
     return path
 
 
-def _viterbi(
-    scores: np.ndarray, starts: np.ndarray, lengths: np.ndarray, grammar: Grammar
-) -> np.ndarray:
+def _viterbi(scores: np.ndarray, lengths: np.ndarray, grammar: Grammar) -> np.ndarray:
     """Viterbi over many sequences at once, one step per position.
 
-    scores (ndarray): Rows of all sequences, shape (n_rows, n_classes).
-    starts, lengths (ndarray): Where each sequence lies, shape (n_sequences,).
-    RETURNS (ndarray): Class per row, one sequence behind the other, shape (sum of lengths,).
+    scores (ndarray): Rows of the sequences, one behind the other, shape (n_rows, n_classes).
+    lengths (ndarray): Of each sequence, shape (n_sequences,).
+    RETURNS (ndarray): Class per row, shape (n_rows,).
     """
     step_penalty, first_penalty, last_penalty = (
         np.where(valid, 0.0, -np.inf).astype(np.float32) for valid in grammar
     )
     # Longest first: those that are still running are always the front.
     order = np.argsort(-lengths, kind="stable")
-    begin, size = starts[order], lengths[order]
+    begin, size = (np.cumsum(lengths) - lengths)[order], lengths[order]
     running = np.searchsorted(-size, -np.arange(size[0] + 1), side="left")
     state = np.zeros(len(size), dtype=np.int64)
     back: list[np.ndarray] = []
@@ -101,19 +102,10 @@ def _viterbi(
         going = running[step + 1]
         state[going : running[step]] = (best[going:] + last_penalty).argmax(axis=1)
         best = best[:going]
-    offsets = (np.cumsum(lengths) - lengths)[order]
-    path = np.zeros(int(lengths.sum()), dtype=np.int64)
+    path = np.zeros(len(scores), dtype=np.int64)
     for step in range(size[0] - 1, -1, -1):
         n = running[step]
-        path[offsets[:n] + step] = state[:n]
+        path[begin[:n] + step] = state[:n]
         if step:
             state[:n] = back[step - 1][np.arange(n), state[:n]]
     return path
-
-
-def log_softmax(scores: np.ndarray) -> np.ndarray:
-    """Log-probabilities of scores, shape (n_words, n_classes)."""
-    if not len(scores):
-        return scores
-    shifted = scores - scores.max(axis=1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))

@@ -7,7 +7,7 @@ from spacy.attrs import ENT_IOB, ENT_TYPE, SENT_START
 from spacy.language import Language
 from spacy.tokens import Doc, Span
 
-from ..decoding import bio_grammar, decode, log_softmax
+from ..decoding import bio_grammar, decode
 from .consumer import ExitConsumer
 
 
@@ -89,7 +89,7 @@ class EarlyExitNer(ExitConsumer):
         sentence = np.cumsum(array[:, 1] == 1)[words]
         breaks = np.diff(sentence, prepend=-1) != 0
         breaks[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
-        path = decode(log_softmax(scores), breaks, bio_grammar(classes))
+        path = decode(scores, breaks, bio_grammar(classes))
         return _entities(tokens, lengths, path, classes)
 
     def set_annotations(
