@@ -12,13 +12,13 @@ In each layer
 1. keys and values are made from all rows, queries from the *active* rows only;
 2. attention runs over groups of units of one length, which are views of the packed rows; only
    queries are filled up, where the units of a group have different numbers of active rows;
-3. output product, feed-forward and norms see the active rows only; the halted rows are copied as
-   they are, and go on serving as keys and values (halt-and-copy); an encoder with `CatchUp` moves
-   them by a small map of the layer;
+3. output product, feed-forward and norms see the active rows only; the halted rows are copied
+   behind them as they are, and go on serving as keys and values (halt-and-copy); an encoder with
+   `CatchUp` moves them by a small map of the layer;
 4. the off-ramp scores all words of the batch, the criterion says which leave, and their rows halt.
    Special pieces stay active as long as a word of their unit does, unless `Rules` say otherwise;
 5. words out of reach of every active word, by default all of a unit without one, are finished:
-   their rows leave the batch.
+   their rows leave the batch, and those that stay are put together again, unit by unit.
 
 Bookkeeping is done on the host in numpy, without a loop over words; the device is asked once per
 layer (which words leave). Training and prediction share this code: everything is differentiable
@@ -40,7 +40,7 @@ from .criteria import UNIT_GAP, ExitCriterion
 from .encoders import Encoder, EncoderConfig, EncoderLayer
 from .encoders.attention import attention
 from .encoders.layers import chunks_of
-from .encoders.products import roomy, take
+from .encoders.products import roomy, rounded, take
 from .offramps import OffRamps, uncertainty
 from .pieces import Pieces, ranges
 
@@ -172,14 +172,14 @@ class Batch:
         self.unit_id = unit_id
         self.word_unit_host = word_unit
         self.word_unit = self.upload(word_unit)
-        self.word_row_host = word_row
-        self.word_row = self.upload(word_row)
+        self.word_row = word_row
         self.n_words = np.bincount(word_unit, minlength=self.n_units)
         self.word_gap_host = word_gaps(word_unit, word_id)
         self.word_gap = self.upload(self.word_gap_host)
         self.n_gaps = int((self.word_gap_host > 1).sum())
         self.near: dict[int, list[tuple[int, int, Tensor]]] = {}
-        self.word_pieces_known: tuple[Tensor, Tensor] | None = None
+        # Rows of all words, word by word; where each word's begin; the share of each in its mean.
+        self.word_pieces: tuple[np.ndarray, Tensor, Tensor] | None = None
         self._plan(active)
 
     def upload(self, index: np.ndarray) -> Tensor:
@@ -195,9 +195,14 @@ class Batch:
         rows = np.flatnonzero(row_active)
         self.n_active = np.bincount(row_unit[rows], minlength=self.n_units)
         self.active_rows_host = rows
-        some = not row_active.all()
-        self.active_rows = self.upload(rows) if some else None
-        self.halted_rows = self.upload(np.flatnonzero(~row_active)) if some else None
+        self.active_rows: Tensor | None = None
+        self.halted_rows: Tensor | None = None
+        self.places_behind: np.ndarray | None = None
+        if len(rows) < len(row_active):
+            halted = np.flatnonzero(~row_active)
+            self.active_rows, self.halted_rows = self.upload(rows), self.upload(halted)
+            self.places_behind = np.empty(len(row_active), dtype=np.int64)
+            self.places_behind[np.concatenate([rows, halted])] = np.arange(len(row_active))
         self._plan_groups(rows)
 
     def take_active(self, of_rows: Tensor) -> Tensor:
@@ -205,6 +210,12 @@ class Batch:
         RETURNS (Tensor): Those of the active rows, shape (n_active, …).
         """
         return of_rows if self.active_rows is None else take(of_rows, self.active_rows)
+
+    def behind(self, rows: np.ndarray) -> np.ndarray:
+        """rows (ndarray): Some of the rows, shape (n,).
+        RETURNS (ndarray): Where they lie behind the layer, see run_layer, shape (n,).
+        """
+        return rows if self.places_behind is None else self.places_behind[rows]
 
     def leave(self, leaving: np.ndarray) -> np.ndarray | None:
         """Halt words, and take those out of the batch that no active word reaches any more.
@@ -237,7 +248,7 @@ class Batch:
         self._set(
             lengths=lengths[units],
             row_word=np.where(row_word >= 0, new_word[row_word], -1),
-            word_row=new_row[self.word_row_host[words]],
+            word_row=new_row[self.word_row[words]],
             word_unit=new_unit[self.word_unit_host[words]],
             row_id=self.row_id[rows],
             word_id=self.word_id[words],
@@ -263,27 +274,27 @@ class Batch:
             ]
         return self.near[context]
 
-    @property
-    def word_pieces(self) -> tuple[Tensor, Tensor]:
-        """RETURNS (Tuple[Tensor, Tensor]): The rows of all words, word by word, shape (n,), and
-        where each word's begin among them, shape (n_words,).
-        """
-        if self.word_pieces_known is None:
-            rows = np.flatnonzero(self.row_word >= 0)
-            counts = np.bincount(self.row_word[rows], minlength=len(self.word_id))
-            self.word_pieces_known = self.upload(rows), self.upload(np.cumsum(counts) - counts)
-        return self.word_pieces_known
-
     def word_vectors(self, hidden: Tensor) -> Tensor:
         """What the off-ramps see of each word.
 
-        hidden (Tensor): The rows, shape (n_rows, H).
+        hidden (Tensor): The rows behind a layer, shape (n_rows, H).
         RETURNS (Tensor): shape (n_words, H).
         """
         if not self.rules.mean_pieces:
-            return take(hidden, self.word_row)
-        rows, starts = self.word_pieces
-        return F.embedding_bag(rows, hidden, starts, mode="mean")
+            return take(hidden, self.upload(self.behind(self.word_row)))
+        if self.word_pieces is None:
+            rows = np.flatnonzero(self.row_word >= 0)
+            counts = np.bincount(self.row_word[rows], minlength=len(self.word_id))
+            # Behind them words of no rows, which fill up the off-ramp's product.
+            starts = np.full(rounded(len(counts)), len(rows))
+            starts[: len(counts)] = np.cumsum(counts) - counts
+            share = torch.from_numpy(1.0 / counts[self.row_word[rows]]).to(hidden.dtype)
+            self.word_pieces = rows, self.upload(starts), share.to(self.device)
+        rows, begin, share = self.word_pieces
+        at = self.upload(self.behind(rows))
+        # Weighted sums: torch's means take twice as long.
+        words = F.embedding_bag(at, hidden, begin, mode="sum", per_sample_weights=share)
+        return words[: len(self.word_id)]
 
     def _plan_groups(self, rows: np.ndarray) -> None:
         """rows (ndarray): The active rows, shape (n_active,)."""
@@ -342,18 +353,6 @@ class Batch:
         """
         return mixed[chunk] if self.query_slots is None else take(mixed, self.slots_taken[chunk])
 
-    def put_active(self, of_rows: Tensor, chunk: slice, new: Tensor) -> None:
-        """Write active rows, in place.
-
-        of_rows (Tensor): All rows, shape (n_rows, H).
-        chunk (slice): Of the active rows.
-        new (Tensor): What goes there, shape (n_chunk, H).
-        """
-        if self.active_rows is None:
-            of_rows[chunk] = new
-        else:
-            of_rows.index_copy_(0, self.active_rows[chunk], new)
-
 
 def word_gaps(word_unit: np.ndarray, word_id: np.ndarray) -> np.ndarray:
     """How far words lie behind one another, as criteria.Words has it, shape (n_words,).
@@ -382,7 +381,7 @@ def in_reach(
         return live[word_unit]
     place = np.cumsum(np.minimum(word_gap, reach + 1))
     at = place[active]
-    after = np.searchsorted(at, place)
+    after = np.cumsum(active) - active  # active words in front of each
     before = np.maximum(after - 1, 0)
     after = np.minimum(after, len(at) - 1)
     return np.minimum(np.abs(place - at[before]), np.abs(at[after] - place)) <= reach
@@ -498,13 +497,14 @@ def run_layer(
     norm: bool = True,
 ) -> Tensor:
     """One layer. Behind the attention, prediction on a CPU takes a few rows at a time, so that what
-    stands between two products stays in its cache, and puts them right where they belong.
+    stands between two products stays in its cache.
 
     hidden (Tensor): Rows that come in, shape (n_rows, H).
     dropout (float): Dropout on the attention's weights.
     halted (Optional[Tensor]): The halted rows as they go on, if there are any, shape (n_halted, H).
     norm (bool): Whether the layer's last norm is applied to the active rows.
-    RETURNS (Tensor): All rows, shape (n_rows, H).
+    RETURNS (Tensor): All rows, the active ones in front, as they are written and not to be sorted
+        before it is known which of them stay: Batch.behind has their places. Shape (n_rows, H).
     """
     rows = batch.take_active(hidden)
     mixed = attend(layer, hidden, rows, batch, dropout)
@@ -514,13 +514,14 @@ def run_layer(
         return layer.last_norm(done) if norm else done
 
     chunks = chunks_of(rows)
-    if halted is None and len(chunks) == 1:
-        return finished(chunks[0])
+    if len(chunks) == 1:
+        active = finished(chunks[0])
+        return active if halted is None else torch.cat([active, halted])
     new = roomy(hidden, len(hidden))
     for chunk in chunks:
-        batch.put_active(new, chunk, finished(chunk))
-    if halted is not None and batch.halted_rows is not None:
-        new.index_copy_(0, batch.halted_rows, halted)
+        new[chunk] = finished(chunk)
+    if halted is not None:
+        new[len(rows) :] = halted
     return new
 
 
@@ -616,7 +617,12 @@ def run(
     precision: AbstractContextManager[Any] = nullcontext()
     if mixed_precision:
         precision = torch.autocast(batch.device.type, torch.bfloat16)
+    following: np.ndarray | None = None  # which rows go on, unit by unit; None: all as they are
     for number in itertools.count(1):
+        if following is not None:
+            index = batch.upload(following)
+            hidden = take(hidden, index)
+            unnormed = take(unnormed, index) if rules.renorm else hidden
         layer = encoder.layer(number)
         halted = None
         if batch.halted_rows is not None:
@@ -626,6 +632,7 @@ def run(
         with precision:
             unnormed = run_layer(layer, hidden, batch, attention_dropout, halted, not rules.renorm)
         hidden = layer.last_norm(unnormed) if rules.renorm else unnormed
+        following = batch.places_behind
         if aligned:
             changed = slice(None) if config.catch_up else batch.active_rows_host
             row_layer[batch.row_id[changed]] = number
@@ -654,15 +661,15 @@ def run(
         exit_layer[batch.word_id[who]] = number
         row_id = batch.row_id
         staying = batch.leave(leaving)
-        if staying is not None:
-            if states:
-                done = np.setdiff1d(np.arange(len(row_id)), staying, assume_unique=True)
-                finished.append((row_id[done], hidden.index_select(0, batch.upload(done))))
-            if batch.n_units == 0:
-                break
-            index = batch.upload(staying)
-            hidden = take(hidden, index)
-            unnormed = take(unnormed, index) if rules.renorm else hidden
+        if staying is None:
+            continue
+        behind = np.arange(len(row_id)) if following is None else following
+        if states:
+            done = np.setdiff1d(np.arange(len(row_id)), staying, assume_unique=True)
+            finished.append((row_id[done], hidden.index_select(0, batch.upload(behind[done]))))
+        if batch.n_units == 0:
+            break
+        following = behind[staying]
 
     in_units, active, in_rows, scored = map(np.concatenate, zip(*spent, strict=True))
     costs = layer_macs(config, active, in_rows) + float(offramps.width * n_classes) * scored

@@ -136,7 +136,7 @@ def uncertainty(
         n_classes = part.stop - part.start
         if n_classes > 1:  # a single class is always certain
             log_p = F.log_softmax(by_class[part], dim=0)
-            entropy = (log_p.exp() * log_p).sum(0) / -math.log(n_classes)
+            entropy = log_p.exp().mul_(log_p).sum(0) / -math.log(n_classes)
             worst = entropy if worst is None else torch.maximum(worst, entropy)
     return scores.new_zeros(len(scores)) if worst is None else worst
 

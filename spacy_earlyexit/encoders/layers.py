@@ -17,14 +17,15 @@ from .products import Linear, by_columns, linear, roomy
 CHUNK = 512
 
 
-def chunks_of(rows: Tensor) -> list[slice]:
+def chunks_of(rows: Tensor, most: int = CHUNK) -> list[slice]:
     """rows (Tensor): shape (n, …).
-    RETURNS (List[slice]): CHUNK of them each; with gradients and on a GPU all in one.
+    most (int): Of each chunk.
+    RETURNS (List[slice]): The chunks; with gradients and on a GPU all in one.
     """
     n = len(rows)
-    if torch.is_grad_enabled() or rows.device.type != "cpu" or n <= CHUNK:
+    if torch.is_grad_enabled() or rows.device.type != "cpu" or n <= most:
         return [slice(0, n)]
-    return [slice(start, start + CHUNK) for start in range(0, n, CHUNK)]
+    return [slice(start, min(start + most, n)) for start in range(0, n, most)]
 
 
 @dataclass(frozen=True)
@@ -213,7 +214,7 @@ class CatchUp(nn.Module):
         RETURNS (Tensor): shape (n, hidden).
         """
         at = number - 1
-        return rows + linear(linear(rows, self.down[at].T), self.up[at].T, self.bias[at])
+        return linear(linear(rows, self.down[at].T), self.up[at].T, self.bias[at]).add_(rows)
 
 
 class Encoder(nn.Module):
@@ -277,7 +278,7 @@ class Encoder(nn.Module):
         """ids, places (Tensor): Piece ids and places in their unit (from 0), shape (n_rows,).
         RETURNS (Tensor): The rows that go into layer 1, shape (n_rows, hidden).
         """
-        chunks = chunks_of(ids)
+        chunks = chunks_of(ids, 4 * CHUNK)  # no wide numbers in between
         if len(chunks) == 1:
             return self._embed(ids, places)
         rows = roomy(self.words.weight.new_empty(0, self.config.hidden), len(ids))
@@ -288,9 +289,9 @@ class Encoder(nn.Module):
     def _embed(self, ids: Tensor, places: Tensor) -> Tensor:
         rows = self.words(ids)
         if not self.config.thetas:
-            rows = rows + self.positions(places + self.config.first_position)
+            rows += self.positions(places + self.config.first_position)
         if self.config.n_types:
-            rows = rows + self.types.weight[0]
+            rows += self.types.weight[0]
         return self.project(self.dropout(self.norm(rows)))
 
     def at_exit(self, rows: Tensor, layers: np.ndarray) -> Tensor:
