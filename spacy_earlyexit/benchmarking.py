@@ -5,6 +5,7 @@ then does what it is told, one process at a time: run all Docs once, run chosen 
 score. So a slow minute of the machine hits all rows, and peak memory is each one's own.
 """
 
+import gc
 import importlib
 import multiprocessing
 import os
@@ -151,7 +152,8 @@ def _serve(connection: Connection, row: Row, limit: int, threads: int) -> None:
     """The process of a row: loads, says how it went, then answers until it is told to stop."""
     try:
         torch.set_num_threads(threads)
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        os.environ["TOKENIZERS_PARALLELISM"] = "true"
+        os.environ["RAYON_NUM_THREADS"] = str(threads)  # the tokenizers' threads
         module, _, name = row.kind.partition(":")
         try:
             system: System = getattr(importlib.import_module(module), name)(**row.settings)
@@ -168,6 +170,7 @@ def _serve(connection: Connection, row: Row, limit: int, threads: int) -> None:
             answer: Any
             if order == "run":
                 prepared = system.prepare(docs)
+                gc.collect()  # so that what earlier runs left is not collected in this one
                 start = time.perf_counter()
                 predictions = system.run(prepared)
                 answer = time.perf_counter() - start
