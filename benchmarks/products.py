@@ -219,6 +219,7 @@ def shares_cli(
     budget: Annotated[int, typer.Option(help="max_batch_items, 0: as it is")] = 0,
     ahead: Annotated[int, typer.Option(help="Documents read ahead, 0: as it is")] = 0,
     limit: Annotated[int, typer.Option(help="First documents only, 0 for all")] = 0,
+    new_words: Annotated[bool, typer.Option(help="Forget all words before each run")] = False,
     repeats: Annotated[int, typer.Option(min=1)] = 5,
     threads: Threads = 0,
 ) -> None:
@@ -228,6 +229,7 @@ def shares_cli(
     torch.set_num_threads(threads or torch.get_num_threads())
     nlp = spacy.load(pipeline)
     transformer = find_transformer(nlp)
+    pieces = transformer.model.layers[0]
     transformer.precision = precision
     transformer.max_batch_items = budget or transformer.max_batch_items
     inside = 0.0
@@ -249,6 +251,8 @@ def shares_cli(
     for repeat in range(repeats + 1):
         for name in names:
             docs = [bare_doc(eg.predicted) for eg in examples]
+            if new_words:
+                pieces.shims[0]._model.forget()  # type: ignore[union-attr]
             gc.collect()  # or it falls into the same point each time, and takes as long as a layer
             inside, start = 0.0, time.perf_counter()
             with transformer.use(name):

@@ -44,29 +44,25 @@ def install_extensions() -> None:
 def record(
     docs: list[Doc],
     word_doc: np.ndarray,
-    word_token: np.ndarray,
+    word_chars: np.ndarray,
     of_words: dict[str, np.ndarray],
     unit_doc: np.ndarray,
-    unit_bounds: np.ndarray,
-    of_units: dict[str, np.ndarray],
+    unit_chars: np.ndarray,
+    unit_macs: np.ndarray,
 ) -> None:
     """Store on Docs where their words left. Replaces what an earlier run stored.
 
     docs (List[Doc]): The documents.
-    word_doc, word_token (ndarray): Document of each encoded word, and its token there, in order,
-        shape (n_words,).
+    word_doc, word_chars (ndarray): Document of each encoded word, in order, shape (n_words,), and
+        its first and last-plus-one character there, shape (n_words, 2).
     of_words (Dict[str, ndarray]): "layer", and more arrays over the words, such as "uncertainty".
-    unit_doc, unit_bounds (ndarray): Document of each encoded unit, in order, shape (n_units,), and
-        its first and last-plus-one token, shape (n_units, 2).
-    of_units (Dict[str, ndarray]): "macs" and "macs_full", multiply-accumulates spent and at full
-        depth, shape (n_units,).
+    unit_doc, unit_chars (ndarray): The same of the encoded units, shape (n_units,) and
+        (n_units, 2).
+    unit_macs (ndarray): Multiply-accumulates spent on each unit, and those at full depth, shape
+        (n_units, 2).
     """
-    starts, ends = _token_chars(docs)
-    first = np.cumsum([0] + [len(doc) for doc in docs])  # token of each Doc
-    word = first[word_doc] + word_token
-    unit = first[unit_doc, None] + unit_bounds
-    over_words = {"start": starts[word], "end": ends[word], **of_words}
-    over_units = {"unit_start": starts[unit[:, 0]], "unit_end": ends[unit[:, 1] - 1], **of_units}
+    over_words = {"chars": word_chars, **of_words}
+    over_units = {"unit_chars": unit_chars, "unit_macs": unit_macs}
     words_by_doc = np.searchsorted(word_doc, np.arange(len(docs) + 1)).tolist()
     units_by_doc = np.searchsorted(unit_doc, np.arange(len(docs) + 1)).tolist()
     for i, doc in enumerate(docs):
@@ -77,7 +73,7 @@ def record(
             # Copies: views would keep the arrays of the whole batch.
             data = {name: values[words].copy() for name, values in over_words.items()}
             data |= {name: values[units].copy() for name, values in over_units.items()}
-            _user_data(doc)[("._.", _KEY, 0, int(ends[first[i + 1] - 1]))] = data
+            _user_data(doc)[("._.", _KEY, 0, int(data["chars"][-1, 1]))] = data
 
 
 def exit_layers(doc: Doc) -> list[int]:
@@ -105,9 +101,9 @@ def exit_stats(doc: Doc) -> dict[str, float]:
     layers = [layer for layer in exit_layers(doc) if layer]
     macs = macs_full = 0.0
     for (_, _, first, _), data in _records(doc):
-        inside = (first + data["unit_end"] > 0) & (first + data["unit_start"] < len(doc.text))
-        macs += float(data["macs"][inside].sum())
-        macs_full += float(data["macs_full"][inside].sum())
+        start, end = first + data["unit_chars"].T
+        spent, full = data["unit_macs"][(end > 0) & (start < len(doc.text))].sum(axis=0)
+        macs, macs_full = macs + float(spent), macs_full + float(full)
     return {
         "mean_depth": float(np.mean(layers)) if layers else 0.0,
         "macs": macs,
@@ -128,8 +124,7 @@ def _deepest(doc: Doc, start: int, end: int) -> int:
     """The deepest exit among the stored words that overlap characters [start, end)."""
     deepest = 0
     for (_, _, first, _), data in _records(doc):
-        lo = np.searchsorted(data["end"], start - first, side="right")
-        hi = np.searchsorted(data["start"], end - first, side="left")
+        lo, hi = _overlapping(data["chars"], start - first, end - first)
         if lo < hi:
             deepest = max(deepest, int(data["layer"][lo:hi].max()))
     return deepest
@@ -140,12 +135,11 @@ def _over_tokens(doc: Doc, field: str, combine: np.ufunc) -> np.ndarray:
     values = np.zeros(len(doc))
     if len(doc) == 0:
         return values
-    starts, ends = _token_chars([doc])
+    starts, ends = _token_chars(doc)
     for (_, _, first, _), data in _records(doc):
         if field not in data or len(data[field]) == 0:
             continue
-        lo = np.searchsorted(data["end"], starts - first, side="right")
-        hi = np.searchsorted(data["start"], ends - first, side="left")
+        lo, hi = _overlapping(data["chars"], starts - first, ends - first)
         hit = np.flatnonzero(lo < hi)
         if len(hit):
             # reduceat over [lo, hi) pairs; the sentinel lets hi be the end of the array
@@ -155,13 +149,22 @@ def _over_tokens(doc: Doc, field: str, combine: np.ufunc) -> np.ndarray:
     return values
 
 
-def _token_chars(docs: list[Doc]) -> tuple[np.ndarray, np.ndarray]:
-    """Where each token begins and ends in its Doc's text, the Docs' tokens one behind the other,
-    shape (n_tokens,) each, int32.
+def _overlapping(chars: np.ndarray, start: Any, end: Any) -> tuple[Any, Any]:
+    """chars (ndarray): First and last-plus-one character of words, in order, shape (n_words, 2).
+    start, end (Union[int, ndarray]): First and last-plus-one characters of something else.
+    RETURNS (Tuple[Union[int, ndarray], Union[int, ndarray]]): The first and last-plus-one word that
+        overlaps it; none where the first is not below the other.
     """
-    arrays = [np.zeros((0, 2)), *(doc.to_array([IDX, LENGTH]) for doc in docs if len(doc))]
-    array = np.concatenate(arrays, dtype=np.int32, casting="unsafe")
-    return array[:, 0], array[:, 0] + array[:, 1]
+    return (
+        np.searchsorted(chars[:, 1], start, side="right"),
+        np.searchsorted(chars[:, 0], end, side="left"),
+    )
+
+
+def _token_chars(doc: Doc) -> tuple[np.ndarray, np.ndarray]:
+    """Where each token begins and ends in the text, shape (n_tokens,) each, int64."""
+    starts, lengths = doc.to_array([IDX, LENGTH]).astype(np.int64).T
+    return starts, starts + lengths
 
 
 def _user_data(doc: Doc) -> dict[Any, Any]:

@@ -1,19 +1,20 @@
 """Words to sub-word pieces and back.
 
-Every word is encoded on its own, so that the alignment is a list of lengths. Distinct words of a
-batch go through the tokenizer once, in a single call.
+Every word is encoded on its own, so that the alignment is a list of lengths. The new ones of a
+batch go through the tokenizer in a single call; their pieces are kept, as spaCy's tokenizer keeps
+its tokens, for most of the words of a text have been seen before.
 """
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import srsly
 import torch
-from spacy.attrs import IS_SPACE, ORTH, SPACY
+from spacy.attrs import IDX, IS_SPACE, LENGTH, ORTH, SPACY
 from spacy.tokens import Doc
 from thinc.api import Model
 from thinc.shims.shim import Shim
@@ -27,6 +28,58 @@ from .spans import SpanGetter, cut_windows, owners, unit_bounds
 _SPACE_BEFORE = "\ue000"
 # Words that are worth a thread of the tokenizer's.
 _LEAST_SHARE = 512
+# Words whose pieces are kept, before all are forgotten; a few megabytes.
+_MOST_KNOWN = 2**15
+# Makes another key of a word that has whitespace in front.
+_SPACED = np.uint64(0x9E3779B97F4A7C15)
+
+
+@dataclass(frozen=True)
+class KnownWords:
+    """The pieces of words that have been through the tokenizer.
+
+    keys (ndarray): The words' keys in ascending order, shape (n_words,), uint64.
+    places (ndarray): Where each key's word stands in what follows, shape (n_words,).
+    ids (ndarray): The pieces of all words, one behind the other, shape (n_pieces,).
+    starts (ndarray): Where each word's pieces begin, shape (n_words,).
+    lengths, heads (ndarray): As `PieceTokenizer.encode` gives them, shape (n_words,).
+    """
+
+    keys: np.ndarray
+    places: np.ndarray
+    ids: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+    heads: np.ndarray
+
+    @classmethod
+    def none(cls) -> "KnownWords":
+        nothing = np.zeros(0, dtype=np.int64)
+        return cls(nothing.astype(np.uint64), nothing, nothing, nothing, nothing, nothing)
+
+    def find(self, keys: np.ndarray) -> np.ndarray:
+        """keys (ndarray): Keys, shape (n,). RETURNS (ndarray): Their words, -1 for unknown ones."""
+        if not len(self.keys):
+            return np.full(len(keys), -1)
+        at = np.minimum(np.searchsorted(self.keys, keys), len(self.keys) - 1)
+        return np.where(self.keys[at] == keys, self.places[at], -1)
+
+    def plus(
+        self, keys: np.ndarray, ids: np.ndarray, lengths: np.ndarray, heads: np.ndarray
+    ) -> "KnownWords":
+        """With more words. keys (ndarray): In ascending order, none of them known. The others: what
+        `PieceTokenizer.encode` gave for these words.
+        """
+        at = np.searchsorted(self.keys, keys)
+        new = np.arange(len(self.keys), len(self.keys) + len(keys))
+        return KnownWords(
+            np.insert(self.keys, at, keys),
+            np.insert(self.places, at, new),
+            np.concatenate([self.ids, ids]),
+            np.concatenate([self.starts, len(self.ids) + np.cumsum(lengths) - lengths]),
+            np.concatenate([self.lengths, lengths]),
+            np.concatenate([self.heads, heads]),
+        )
 
 
 class PieceTokenizer:
@@ -71,6 +124,7 @@ class PieceTokenizer:
         # Text that happens to spell a special piece ("</s>") is text.
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
+        self._known = KnownWords.none()
         self._vocab: np.ndarray | None = None
         mark_id = tokenizer.token_to_id(mark) if mark else None
         self._mark_id = -1 if mark_id is None else mark_id
@@ -137,6 +191,34 @@ class PieceTokenizer:
         head[word[real]] = real - starts[word[real]]  # backwards: the first one stays
         return ids, lengths, head
 
+    def look_up(
+        self, orth: np.ndarray, spaced: np.ndarray, text_of: Callable[[int], str]
+    ) -> tuple[KnownWords, np.ndarray]:
+        """The pieces of words; what is not known of them is encoded, and kept.
+
+        orth (ndarray): The hash of each word's text, shape (n_words,), uint64.
+        spaced (ndarray): Whether each gets the mark of a word behind whitespace, shape (n_words,).
+        text_of (Callable[[int], str]): Gives a word's text.
+        RETURNS (Tuple[KnownWords, ndarray]): Known words, and where these are among them, shape
+            (n_words,).
+        """
+        keys = np.where(spaced, orth ^ _SPACED, orth)
+        known = self._known  # read and replaced as a whole: there may be other threads
+        words = known.find(keys)
+        new = np.flatnonzero(words < 0)
+        if len(new) and len(known.keys) > _MOST_KNOWN:
+            known, new = KnownWords.none(), np.arange(len(keys))
+        if len(new):
+            new_keys, first = np.unique(keys[new], return_index=True)
+            texts = [text_of(word) for word in new[first].tolist()]
+            known = known.plus(new_keys, *self.encode(texts, spaced[new[first]].tolist()))
+            self._known, words = known, known.find(keys)
+        return known, words
+
+    def forget(self) -> None:
+        """Forget the pieces that are kept, as in a new process."""
+        self._known = KnownWords.none()
+
     def leaves_nothing(self, words: list[str]) -> np.ndarray:
         """Words without sub-words, of which `encode` makes one unknown piece.
 
@@ -199,6 +281,7 @@ class Pieces:
     ```
 
     word_doc, word_token (ndarray): Document and token index of each word, shape (n_words,).
+    word_chars (ndarray): Its first and last-plus-one character there, shape (n_words, 2), int32.
     owned (ndarray): False where the word is only context in this unit, shape (n_words,).
     unit_doc, unit_bounds (ndarray): Document of each unit, and its first and last-plus-one token.
     """
@@ -210,6 +293,7 @@ class Pieces:
     word_starts: np.ndarray
     word_doc: np.ndarray
     word_token: np.ndarray
+    word_chars: np.ndarray
     owned: np.ndarray
     unit_doc: np.ndarray
     unit_bounds: np.ndarray
@@ -261,26 +345,13 @@ def encode_docs(
     RETURNS (Pieces): The packed pieces; units without words are left out.
     """
     packed = _words_of(docs, tokenizer.marks_start)
-    orth, spaced = packed.orth, packed.spaced
     capacity = max_positions - 2
 
-    # Distinct (word, whitespace before) pairs; each goes through the tokenizer once.
-    words: list[str] = []
-    flags: list[bool] = []
-    inverse = np.zeros(len(orth), dtype=np.int64)
-    for flag in (False, True):
-        chosen = np.flatnonzero(spaced == flag)
-        keys, first, where = np.unique(orth[chosen], return_index=True, return_inverse=True)
-        inverse[chosen] = where + len(words)
-        # Docs of a batch can come from different vocabs.
-        owner = packed.doc[chosen[first]]
-        words += [docs[d].vocab.strings[int(key)] for d, key in zip(owner, keys, strict=True)]
-        flags += [flag] * len(keys)
-    piece_ids, piece_lengths, piece_heads = tokenizer.encode(words, flags)
-    piece_starts = np.cumsum(piece_lengths) - piece_lengths
-    piece_lengths = np.minimum(piece_lengths, capacity)
-    piece_heads = np.minimum(piece_heads, piece_lengths - 1)
-    lengths_of = piece_lengths[inverse]
+    def text_of(word: int) -> str:  # Docs of a batch can come from different vocabs
+        return docs[packed.doc[word]].vocab.strings[int(packed.orth[word])]
+
+    known, known_word = tokenizer.look_up(packed.orth, packed.spaced, text_of)
+    lengths_of = np.minimum(known.lengths[known_word], capacity)
 
     span_doc, span_bounds = unit_bounds(docs, get_spans)
     bounds, unit_span = _cut(packed.inside(span_doc, span_bounds), lengths_of, capacity)
@@ -305,17 +376,18 @@ def encode_docs(
     rows = ranges(word_begin, lengths)
     ids = np.full(int(unit_starts[-1]), tokenizer.special["end"], dtype=np.int64)
     ids[unit_starts[:-1]] = tokenizer.special["start"]
-    ids[rows] = piece_ids[ranges(piece_starts[inverse[word]], lengths)]
+    ids[rows] = known.ids[ranges(known.starts[known_word[word]], lengths)]
     row_word = np.full(len(ids), -1, dtype=np.int64)
     row_word[rows] = np.repeat(np.arange(len(word)), lengths)
     return Pieces(
         ids=ids,
         unit_starts=unit_starts,
         row_word=row_word,
-        word_row=word_begin + piece_heads[inverse[word]],
+        word_row=word_begin + np.minimum(known.heads[known_word[word]], lengths - 1),
         word_starts=np.concatenate([[0], np.cumsum(unit_words)]),
         word_doc=word_doc,
         word_token=word_token,
+        word_chars=packed.chars[word],
         owned=owned,
         unit_doc=unit_doc,
         unit_bounds=token_bounds,
@@ -327,12 +399,14 @@ class _Words:
     """The tokens of documents that are not whitespace, in order.
 
     doc, token (ndarray): Document, and token in it, shape (n_words,).
+    chars (ndarray): First and last-plus-one character, shape (n_words, 2), int32.
     orth (ndarray): Key of the text, shape (n_words,), uint64.
     spaced (ndarray): Whether whitespace comes before, shape (n_words,), bool.
     """
 
     doc: np.ndarray
     token: np.ndarray
+    chars: np.ndarray
     orth: np.ndarray
     spaced: np.ndarray
 
@@ -347,8 +421,9 @@ class _Words:
 
 def _words_of(docs: list[Doc], spaced_start: bool) -> _Words:
     """spaced_start (bool): Whether the start of a text counts as whitespace."""
-    empty = np.zeros((0, 3), dtype=np.uint64)
-    array = np.concatenate([empty, *(d.to_array([ORTH, SPACY, IS_SPACE]) for d in docs if len(d))])
+    attributes = [ORTH, SPACY, IS_SPACE, IDX, LENGTH]
+    empty = np.zeros((0, len(attributes)), dtype=np.uint64)
+    array = np.concatenate([empty, *(doc.to_array(attributes) for doc in docs if len(doc))])
     lengths = np.asarray([len(doc) for doc in docs], dtype=np.int64)
     starts = np.cumsum(lengths) - lengths
     is_space = array[:, 2].astype(bool)
@@ -356,7 +431,9 @@ def _words_of(docs: list[Doc], spaced_start: bool) -> _Words:
     spaced[starts[lengths > 0]] = spaced_start
     words = np.flatnonzero(~is_space)
     doc = np.repeat(np.arange(len(docs)), lengths)[words]
-    return _Words(doc, words - starts[doc], array[words, 0], spaced[words])
+    chars = array[words, 3:].astype(np.int32)
+    chars[:, 1] += chars[:, 0]
+    return _Words(doc, words - starts[doc], chars, array[words, 0], spaced[words])
 
 
 def _cut(spans: np.ndarray, lengths: np.ndarray, capacity: int) -> tuple[np.ndarray, np.ndarray]:

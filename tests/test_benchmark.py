@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 from spacy_earlyexit import architectures, benchmarking
 from spacy_earlyexit.benchmarking import LATENCY_WORDS, Row, benchmark, table
 from spacy_earlyexit.criteria import TokenExit
+from spacy_earlyexit.pieces import PieceTokenizer
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import agreement
@@ -386,6 +387,15 @@ def test_shares_of_the_time(pipeline, corpus, monkeypatch, capsys):
     n_docs = len(DocBin().from_disk(corpus))
     assert prints(ahead=100, budget=1)[1] == 4 * n_docs
     assert prints(ahead=1)[1] == 4 * n_docs
+    asked = []
+    encode = PieceTokenizer.encode
+    monkeypatch.setattr(
+        PieceTokenizer, "encode", lambda *args: asked.append(len(args[1])) or encode(*args)
+    )
+    prints(ahead=100)
+    assert len(asked) == 1, "words are new once"
+    prints(ahead=100, new_words=True)
+    assert asked == [asked[0]] * 5, "in every run"
 
 
 def test_labels_are_those_of_hugging_face_with_the_same_weights(pipeline, corpus, monkeypatch):

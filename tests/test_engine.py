@@ -101,6 +101,7 @@ def make_pieces(words_per_unit, seed=0):
         word_starts=np.asarray(word_starts),
         word_doc=np.repeat(np.arange(n_units), counts),
         word_token=np.concatenate([np.arange(c) for c in counts]),
+        word_chars=np.zeros((n_words, 2), dtype=np.int32),
         owned=np.ones(n_words, dtype=bool),
         unit_doc=np.arange(n_units),
         unit_bounds=np.stack([np.zeros_like(counts), counts], axis=1),

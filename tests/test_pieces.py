@@ -234,6 +234,67 @@ def test_word_piece_knows_no_marks(wordpiece):
     assert pieces_of(wordpiece, "n't", False) == (["n", "'", "t"], 0)
 
 
+# --- words that are known ------------------------------------------------------------------
+
+SEEN_BEFORE = [
+    "the cat sat",
+    " a  dog sat",
+    "the",
+    "Berlin, Berlin",
+    "unbelievably new",
+    "cats sat",
+]
+
+
+def encoded(tokenizer, texts):
+    blank = spacy.blank("en")  # with a vocab of its own
+    docs = [blank(text) for text in texts]
+    pieces = encode_docs(docs, tokenizer, getter(), 512)
+    assert_aligned(pieces, docs, tokenizer, 512)
+    return pieces.ids.tolist()
+
+
+def as_new(tokenizer):
+    return PieceTokenizer(tokenizer.json, tokenizer.special)
+
+
+@pytest.mark.parametrize("most", [0, 3, 2**16])
+def test_pieces_do_not_hang_on_what_was_encoded_before(any_tokenizer, most, monkeypatch):
+    """Whatever of the words is known, and also where all are forgotten in between."""
+    monkeypatch.setattr("spacy_earlyexit.pieces._MOST_KNOWN", most)
+    tokenizer = as_new(any_tokenizer)
+    for texts in (SEEN_BEFORE[:2], SEEN_BEFORE, SEEN_BEFORE[::-1], SEEN_BEFORE[3:]):
+        assert encoded(tokenizer, texts) == encoded(as_new(any_tokenizer), texts)
+
+
+def test_only_new_words_go_through_the_tokenizer(any_tokenizer, monkeypatch):
+    asked = []
+    encode = PieceTokenizer.encode
+
+    def listen(self, words, spaced):
+        asked.append(list(zip(words, spaced, strict=True)))
+        return encode(self, words, spaced)
+
+    tokenizer = as_new(any_tokenizer)
+    nlp = spacy.blank("en")
+    docs = [nlp(text) for text in ("Berlin Berlin (Berlin)", "Berlin Rome", "Berlin Rome Berlin")]
+    monkeypatch.setattr(PieceTokenizer, "encode", listen)
+    for doc in docs:
+        encode_docs([doc], tokenizer, getter(), 512)
+    first, second = asked  # nothing was new in the third
+    behind_space, behind_none = [("Berlin", True), ("(", True)], [("Berlin", False), (")", False)]
+    assert sorted(first) == sorted(behind_space + behind_none)
+    assert second == [("Rome", True)]
+
+
+def test_known_words_are_bounded(real, monkeypatch):
+    monkeypatch.setattr("spacy_earlyexit.pieces._MOST_KNOWN", 50)
+    tokenizer = as_new(real)
+    for start in range(0, 2000, 20):
+        encoded(tokenizer, [" ".join(f"w{i}" for i in range(start, start + 20))])
+        assert len(tokenizer._known.keys) <= 50 + 21
+
+
 # --- words that are not ordinary -----------------------------------------------------------
 
 

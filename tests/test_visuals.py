@@ -35,10 +35,10 @@ def make_doc(words, layers, ents=None, lang="en", depth=6, **kwargs):
     doc = Doc(spacy.blank(lang).vocab, words=words, ents=ents, **kwargs)
     tokens = np.array([token.i for token in doc if not token.is_space and layers[token.i]])
     own = np.array(layers)[tokens]
-    units = np.array([[0, len(doc)]])
-    macs = {"macs": np.array([own.sum()]), "macs_full": np.array([depth * len(own)])}
+    chars = np.array([[doc[i].idx, doc[i].idx + len(doc[i])] for i in tokens]).reshape(-1, 2)
+    units, macs = np.array([[0, len(doc.text)]]), np.array([[own.sum(), depth * len(own)]])
     none = np.zeros_like(tokens)
-    record([doc], none, tokens, {"layer": own}, none[:1], units, macs)
+    record([doc], none, chars, {"layer": own}, none[:1], units, macs)
     return doc
 
 

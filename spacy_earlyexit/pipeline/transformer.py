@@ -270,7 +270,9 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         docs = list(docs)
         pieces = scores.pieces
         order = np.flatnonzero(pieces.owned)
-        order = order[np.lexsort((pieces.word_token[order], pieces.word_doc[order]))]
+        place = pieces.word_doc * (pieces.word_token.max(initial=0) + 1) + pieces.word_token
+        if (np.diff(place[order]) < 0).any():  # spans in another order than the text
+            order = order[np.argsort(place[order], kind="stable")]
         word_doc, tokens, rows = (
             pieces.word_doc[order],
             pieces.word_token[order],
@@ -281,8 +283,11 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
             of_words["uncertainty"] = scores.uncertainty[order]
         if "confidence" in self.record:
             of_words["confidence"] = _confidence(rows, list(scores.slices.values()))
-        of_units = {"macs": scores.macs, "macs_full": scores.macs_full}
-        record(docs, word_doc, tokens, of_words, pieces.unit_doc, pieces.unit_bounds, of_units)
+        first, last = pieces.word_starts[:-1], pieces.word_starts[1:] - 1
+        unit_chars = np.stack([pieces.word_chars[first, 0], pieces.word_chars[last, 1]], axis=1)
+        chars = pieces.word_chars[order]
+        unit_macs = np.stack([scores.macs, scores.macs_full], axis=1)
+        record(docs, word_doc, chars, of_words, pieces.unit_doc, unit_chars, unit_macs)
         classes = module_of(self.model).offramps.classes
         words_by_doc = np.searchsorted(word_doc, np.arange(len(docs) + 1)).tolist()
         for i, doc in enumerate(docs):
