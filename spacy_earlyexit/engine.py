@@ -503,8 +503,8 @@ def run_layer(
     dropout (float): Dropout on the attention's weights.
     halted (Optional[Tensor]): The halted rows as they go on, if there are any, shape (n_halted, H).
     norm (bool): Whether the layer's last norm is applied to the active rows.
-    RETURNS (Tensor): All rows, the active ones in front, as they are written and not to be sorted
-        before it is known which of them stay: Batch.behind has their places. Shape (n_rows, H).
+    RETURNS (Tensor): All rows, the active ones in front, shape (n_rows, H); Batch.behind says where
+        each one lies. They are sorted once it is known which of them stay.
     """
     rows = batch.take_active(hidden)
     mixed = attend(layer, hidden, rows, batch, dropout)
