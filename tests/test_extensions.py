@@ -18,6 +18,7 @@ from spacy.util import registry
 
 from spacy_earlyexit.criteria import FixedExit, TokenExit
 from spacy_earlyexit.extensions import word_record
+from spacy_earlyexit.pipeline.exits import find_exits
 
 TEXT = "Anna Smith lives in New York ."
 N_LAYERS = 4
@@ -361,6 +362,27 @@ def test_strided_spans(encoder):
     tail = doc[6:8].as_doc(copy_user_data=True)
     assert tail._.exit_layers == [3, 4]
     assert tail._.exit_stats["macs"] == parts[2]["macs"]
+
+
+@registry.span_getters("test_last_first.v1")
+def last_first():
+    """Spans in another order than the text: the second half, then the first."""
+    return lambda docs: [[doc[len(doc) // 2 :], doc[: len(doc) // 2]] for doc in docs]
+
+
+def test_spans_in_another_order_than_the_text(encoder):
+    nlp = make_nlp(encoder, model={"get_spans": {"@span_getters": "test_last_first.v1"}})
+    transformer = nlp.get_pipe("transformer")
+    transformer.exit = Staircase()
+    doc = nlp("Bob met Anna in Paris and New York")
+    assert doc._.exit_layers == [1, 2, 3, 4, 1, 2, 3, 4]
+    assert doc[0]._.exit_layer == 1 and doc[2:4]._.exit_layer == 4
+    assert find_exits(doc).tokens.tolist() == list(range(8))
+    halves = [nlp.make_doc(text) for text in ("Bob met Anna in", "Paris and New York")]
+    plain = make_nlp(encoder).get_pipe("transformer")
+    plain.exit = Staircase()
+    expected = plain.predict(halves).scores
+    np.testing.assert_allclose(find_exits(doc).scores, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_document_beyond_the_positions(stairs):
