@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import srsly
-import torch
 from spacy.attrs import IDX, IS_SPACE, LENGTH, ORTH, SPACY
 from spacy.tokens import Doc
 from thinc.api import Model
@@ -26,8 +25,6 @@ from .spans import SpanGetter, cut_windows, owners, unit_bounds
 # Stands for "whitespace comes before" through the tokenizer's normaliser, which would turn a
 # literal U+2581 into a space and lose it. A private-use character: real text does not hold it.
 _SPACE_BEFORE = "\ue000"
-# Words that are worth a thread of the tokenizer's.
-_LEAST_SHARE = 512
 # Words whose pieces are kept, before all are forgotten; a few megabytes.
 _MOST_KNOWN = 2**15
 # Makes another key of a word that has whitespace in front.
@@ -163,15 +160,7 @@ class PieceTokenizer:
             self.prefix + w if s and not _is_cjk(w) else w
             for w, s in zip(words, spaced, strict=True)
         ]
-        # A share for each of torch's threads, if it is worth one.
-        share = max(-(-len(marked) // torch.get_num_threads()), _LEAST_SHARE)
-        shares = [marked[start : start + share] for start in range(0, max(len(marked), 1), share)]
-        encodings = self._tokenizer.encode_batch(
-            shares, is_pretokenized=True, add_special_tokens=False
-        )
-        ids = np.concatenate([np.asarray(part.ids, dtype=np.int64) for part in encodings])
-        word_ids = [np.asarray(part.word_ids, dtype=np.int64) for part in encodings]
-        word = np.concatenate([i * share + part for i, part in enumerate(word_ids)])
+        ids, word = self._pieces(marked)
         ids[np.isin(ids, self._reserved)] = self.special["unk"]
         # Words that the tokenizer drops (zero-width characters), or of which it leaves nothing
         # but the mark, become one unknown piece.
@@ -227,12 +216,19 @@ class PieceTokenizer:
             a bare mark, shape (n_words,), bool.
         """
         marked = [word if _is_cjk(word) else self.prefix + word for word in words]
-        encoding = self._tokenizer.encode(marked, is_pretokenized=True, add_special_tokens=False)
-        ids = np.asarray(encoding.ids, dtype=np.int64)
-        word_ids = np.asarray(encoding.word_ids, dtype=np.int64)
+        ids, word = self._pieces(marked)
         nothing = np.ones(len(words), dtype=bool)
-        nothing[word_ids[ids != self._mark_id]] = False
+        nothing[word[ids != self._mark_id]] = False
         return nothing
+
+    def _pieces(self, marked: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """marked (List[str]): Words as the tokenizer shall see them.
+        RETURNS (Tuple[ndarray, ndarray]): Pieces in a row, and the word of each, shape (n_pieces,).
+        """
+        encoding = self._tokenizer.encode(marked, is_pretokenized=True, add_special_tokens=False)
+        return np.asarray(encoding.ids, dtype=np.int64), np.asarray(
+            encoding.word_ids, dtype=np.int64
+        )
 
     @property
     def vocab(self) -> np.ndarray:

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import spacy
 import spacy_transformers  # noqa: F401 - registers the span getters
-import torch
 from conftest import SHARED, make_byte_bpe
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,7 +15,6 @@ from spacy.util import registry
 from spacy.vocab import Vocab
 from transformers import AutoTokenizer
 
-from spacy_earlyexit import pieces
 from spacy_earlyexit.pieces import Pieces, PieceTokenizer, encode_docs
 from spacy_earlyexit.spans import cut_windows
 
@@ -390,22 +388,6 @@ def test_word_piece_ids_equal_hugging_face(wordpiece, encoder):
     hf = AutoTokenizer.from_pretrained(encoder)
     ids, _, _ = wordpiece.encode(words, [True] * len(words))
     assert ids.tolist() == hf(" ".join(words), add_special_tokens=False)["input_ids"]
-
-
-@pytest.mark.parametrize("n_threads", [1, 3])
-def test_shares_of_threads_make_no_difference(any_tokenizer, n_threads, monkeypatch):
-    words = ["Anna", "unbelievable", "\u200b", "</s>", "1 000", "北", "-"] * 3
-    spaced = [i % 2 == 0 for i in range(len(words))]
-    whole = any_tokenizer.encode(words, spaced)
-    monkeypatch.setattr(pieces, "_LEAST_SHARE", 2)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(n_threads)
-        shared = any_tokenizer.encode(words, spaced)
-    finally:
-        torch.set_num_threads(before)
-    for ours, expected in zip(shared, whole, strict=True):
-        np.testing.assert_array_equal(ours, expected)
 
 
 def test_saved_tokenizer_encodes_alike(any_tokenizer):
