@@ -160,7 +160,7 @@ class PieceTokenizer:
             self.prefix + w if s and not _is_cjk(w) else w
             for w, s in zip(words, spaced, strict=True)
         ]
-        ids, word = self._pieces(marked)
+        ids, word = self._cut_words(marked)
         ids[np.isin(ids, self._reserved)] = self.special["unk"]
         # Words that the tokenizer drops (zero-width characters), or of which it leaves nothing
         # but the mark, become one unknown piece.
@@ -216,19 +216,18 @@ class PieceTokenizer:
             a bare mark, shape (n_words,), bool.
         """
         marked = [word if _is_cjk(word) else self.prefix + word for word in words]
-        ids, word = self._pieces(marked)
+        ids, word = self._cut_words(marked)
         nothing = np.ones(len(words), dtype=bool)
         nothing[word[ids != self._mark_id]] = False
         return nothing
 
-    def _pieces(self, marked: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    def _cut_words(self, marked: list[str]) -> tuple[np.ndarray, np.ndarray]:
         """marked (List[str]): Words as the tokenizer shall see them.
         RETURNS (Tuple[ndarray, ndarray]): Pieces in a row, and the word of each, shape (n_pieces,).
         """
         encoding = self._tokenizer.encode(marked, is_pretokenized=True, add_special_tokens=False)
-        return np.asarray(encoding.ids, dtype=np.int64), np.asarray(
-            encoding.word_ids, dtype=np.int64
-        )
+        word = np.asarray(encoding.word_ids, dtype=np.int64)
+        return np.asarray(encoding.ids, dtype=np.int64), word
 
     @property
     def vocab(self) -> np.ndarray:
