@@ -300,13 +300,12 @@ def train(
     seed: int,
     gpu_id: int,
 ) -> Language:
-    """Train with spaCy's loop. In stage 2 exit_score chooses the checkpoint; in stage 1 it says
-    nothing of the off-ramps, since the heads cannot read rows of early layers yet.
+    """Train with spaCy's loop.
 
     nlp (Language): The pipeline; changed.
     learning (Sequence[str]): The components that learn, the transformer first.
     folder (Path): With train.spacy and dev.spacy; checkpoints go into it.
-    RETURNS (Language): The pipeline of the checkpoint.
+    RETURNS (Language): The pipeline of the last checkpoint.
     """
     find_transformer(nlp).forget_points()  # those of the stage before
     front = nlp.pipe_names[: nlp.pipe_names.index(learning[0])]
@@ -371,7 +370,8 @@ def train(
     path = folder / f"stage{stage}"
     path.mkdir()
     spacy_train(nlp, path, use_gpu=gpu_id)
-    return spacy.load(path / ("model-last" if stage == 1 else "model-best"))
+    # At the end of the rate's decay: dev scores are too noisy to choose a checkpoint by.
+    return spacy.load(path / "model-last")
 
 
 def compare(systems: Sequence[System], dev_path: Path, *, repeats: int) -> list[dict[str, Any]]:
