@@ -333,9 +333,10 @@ def markdown(results: dict[str, Any]) -> str:
         f"{results['date']}, commit {results['commit']}; {documents} test documents, medians of "
         f"{results['repeats']} rounds (least and greatest in brackets)."
     )
-    seeds = max(row["seeds"] for row in results["rows"])
-    if seeds > 1:
-        head += f" Scores of ours are means of {seeds} seeds, times are those of the first."
+    seeds = {row["corpus"]: row["seeds"] for row in results["rows"] if row["seeds"] > 1}
+    if seeds:
+        each = ", ".join(f"{n} seeds of {corpus}" for corpus, n in seeds.items())
+        head += f" Scores of ours are means of {each}; times are those of the first."
     versus = "Early exit: the fastest of ours that loses 1.0 of each score at most."
     return "\n\n".join([head, _table(*table(results), 3), versus, _table(*comparisons(results), 2)])
 

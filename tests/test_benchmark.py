@@ -283,7 +283,7 @@ def test_table_and_picture_of_results(tmp_path):
     text = script.markdown(results)
     assert "| c | ours | 3x float32 | 50.00 |  | 1,234 (1,000–1,300) |" in text
     assert "| corpus | what | wanted |" in text and "the first 640 test documents" in text
-    assert "means of 3 seeds" in text
+    assert f"means of 3 seeds of {row['corpus']};" in text
     script.plot(results, tmp_path / "p.svg")
     assert (tmp_path / "p.svg").read_text().count("<svg") == 1
 
