@@ -15,7 +15,7 @@ from .criteria import ExitCriterion
 from .errors import Errors
 from .evaluation import component_scores, count_hits, fresh_docs
 from .pieces import Pieces
-from .recording import Recording, expected_error, gold_chances
+from .recording import Chances, Recording, expected_error, gold_chances, task_error
 
 if TYPE_CHECKING:
     from .architectures import MultiExitOutput
@@ -37,6 +37,8 @@ class Measurement:
     scores (Dict[str, float]): The components' scores, such as {"ents_f": 0.9}.
     hits (Dict[str, ndarray]): Of count_hits, shape (n_docs, 3) each; empty if they are not counted.
     expected_error (float): See recording.expected_error; nan if it is not known.
+    task_errors (Dict[str, float]): That of each task, see recording.task_error; empty if they are
+        not known.
     """
 
     criterion: ExitCriterion | None
@@ -46,6 +48,7 @@ class Measurement:
     scores: dict[str, float] = field(default_factory=dict)
     hits: dict[str, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
     expected_error: float = math.nan
+    task_errors: dict[str, float] = field(default_factory=dict)
 
     def to_point(self) -> dict[str, Any]:
         """RETURNS (Dict[str, Any]): An operating point as the pipeline keeps it."""
@@ -134,6 +137,7 @@ class Probe:
             docs = list(pipe.pipe(docs)) if hasattr(pipe, "pipe") else [pipe(doc) for doc in docs]
         scored = [Example(*pair) for pair in zip(docs, self.references, strict=True)]
         scores, score = component_scores(components, self.transformer.nlp, scored)
+        chances = self._chances(output) if self.hits else {}
         measured = Measurement(
             criterion,
             score=score,
@@ -141,7 +145,8 @@ class Probe:
             mean_depth=float(output.exit_layer[output.pieces.owned].mean()),
             scores=scores,
             hits=count_hits(scored) if self.hits else {},
-            expected_error=self._expected_error(output) if self.hits else math.nan,
+            expected_error=expected_error(chances.values()),
+            task_errors={task: task_error(own) for task, own in chances.items()},
         )
         self.runs.append(measured)
         return measured
@@ -153,20 +158,21 @@ class Probe:
             self.gold = {task: gold[task].cpu().numpy() for task in output.slices}
         return self.gold
 
-    def _expected_error(self, output: "MultiExitOutput") -> float:
+    def _chances(self, output: "MultiExitOutput") -> dict[str, Chances]:
+        """Of each task at exit, once the true temperatures are known."""
         if not self.true_temperatures:
-            return math.nan
+            return {}
         layers = output.exit_layer - 1
         classes = module_of(self.transformer.model).offramps.classes
-        return expected_error(
-            gold_chances(
+        return {
+            task: gold_chances(
                 torch.from_numpy(output.scores[:, output.slices[task]]),
                 self.true_temperatures[task][layers, None],
                 ids,
                 classes[task],
             )
             for task, ids in self._gold(output).items()
-        )
+        }
 
 
 class Sweep:

@@ -252,9 +252,19 @@ def gold_chances(
     return Chances(right * wanted, (1 - chances[..., outside].numpy()) * known, wanted)
 
 
+def task_error(chances: Chances) -> float:
+    """How wrong answers of one task would be that are drawn from the probabilities: 1 - accuracy,
+    or 1 - F1 of the words in names.
+
+    chances (Chances): shape (n_words,).
+    RETURNS (float): In [0, 1]; nan if there is nothing to find.
+    """
+    right, claimed, wanted = (float(part.sum()) for part in chances)
+    return 1 - 2 * right / (claimed + wanted) if wanted else math.nan
+
+
 def expected_error(of_tasks: Iterable[Chances]) -> float:
-    """How wrong answers drawn from the probabilities would be: geometric mean over the tasks of
-    1 - accuracy, or of 1 - F1 of the words in names; so a tenth fewer errors count the same in an
+    """The geometric mean of the tasks' errors, so that a tenth fewer errors count the same in an
     easy task and in a hard one. It hears how sure every word is, not only whose label changes, and
     is much less noisy than the score on little data. So is the log loss; but where most words are
     no names, it hardly hears the names.
@@ -262,8 +272,7 @@ def expected_error(of_tasks: Iterable[Chances]) -> float:
     of_tasks (Iterable[Chances]): Of each task, shape (n_words,).
     RETURNS (float): In [0, 1]; nan if no task has gold labels.
     """
-    sums = [tuple(float(part.sum()) for part in of_task) for of_task in of_tasks]
-    errors = [1 - 2 * right / (claimed + wanted) for right, claimed, wanted in sums if wanted]
+    errors = [error for error in map(task_error, of_tasks) if not math.isnan(error)]
     return float(np.exp(np.log(np.maximum(errors, 1e-9)).mean())) if errors else math.nan
 
 

@@ -172,6 +172,7 @@ def test_expected_error_is_that_of_the_labels_at_exit(trained):
         right += chances[label] if label != outside else 0.0
     by_hand = 1 - 2 * right / (claimed + wanted)
     assert wanted and run.expected_error == pytest.approx(by_hand, rel=1e-3)
+    assert run.task_errors == {"ner": pytest.approx(by_hand, rel=1e-3)}
     assert np.isnan(Probe(transformer, examples)(criterion).expected_error)
 
 
