@@ -1,6 +1,7 @@
 """The runner of experiments: what it trains, what it shares, what it does not do again."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import spacy
@@ -8,6 +9,8 @@ import srsly
 from conftest import ROOT, load_script, make_examples
 from spacy.tokens import DocBin
 from typer.testing import CliRunner
+
+from spacy_earlyexit.measuring import Measurement
 
 script = load_script("experiments")
 runner = CliRunner()
@@ -169,3 +172,14 @@ def test_the_plan_names_settings_that_exist():
                 for key in path.split("."):
                     node = node[key]
                 assert node == value
+
+
+def test_rules_show_the_error_of_each_of_several_tasks(tmp_path, monkeypatch):
+    full = Measurement(None, 0.8, 1.0, 6.0, {"tag_acc": 0.9}, {}, 0.2, {"tag": 0.1, "ner": 0.4})
+    two_seeds = iter([full, replace(full, task_errors={"tag": 0.3, "ner": 0.6})])
+    monkeypatch.setattr(script, "_rules", lambda *_: {("full depth", *[""] * 5): next(two_seeds)})
+    printed = runner.invoke(script.app, ["rules", "a", "b", "--dev", str(tmp_path)])
+    assert printed.exit_code == 0, printed.output
+    header, _, row = printed.output.strip().splitlines()
+    assert header.split("  ")[-1].strip() == "that of ner" and "that of tag" in header
+    assert row.split()[-3:] == ["20.00", "20.00", "50.00"]
