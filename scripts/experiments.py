@@ -206,18 +206,18 @@ def rules_cli(
     values = [{rules[i] for rules in runs if rules[1]} for i in range(len(columns))]
     optional = {"window", "schedule", "temperatures"}
     shown = [i for i, name in enumerate(columns) if name not in optional or len(values[i]) > 1]
-    scores = list(next(iter(runs.values()))[0].scores)
-    tasks = list(next(iter(runs.values()))[0].task_errors)
-    of_tasks = tasks if len(tasks) > 1 else []
+    first = next(iter(runs.values()))[0]
+    scores, tasks = list(first.scores), list(first.task_errors)
+    tasks = tasks if len(tasks) > 1 else []
     header = [*(columns[i] for i in shown), "MAC speed-up", *scores, "expected error"]
-    header += [f"that of {task}" for task in of_tasks]
+    header += [f"that of {task}" for task in tasks]
     rows = [
         [
             *(rules[i] for i in shown),
             f"{fmean(m.speedup for m in own):.2f}×",
             *(percent(fmean(m.scores[key] for m in own)) for key in scores),
             percent(fmean(m.expected_error for m in own)),
-            *(percent(fmean(m.task_errors[task] for m in own)) for task in of_tasks),
+            *(percent(fmean(m.task_errors[task] for m in own)) for task in tasks),
         ]
         for rules, own in sorted(runs.items(), key=lambda item: points.index(item[0][0]))
     ]

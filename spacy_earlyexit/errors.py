@@ -63,7 +63,7 @@ class Errors:
     E017 = (
         "Can't initialise '{name}' from '{path}': {problem}. `init_from` in "
         "[initialize.components.{name}] has to be the folder of a pipeline trained with a "
-        "component of that name, for example training/stage1/model-best."
+        "component of that name, for example training/stage1/model-last."
     )
     E018 = (
         "The stage-1 pipeline '{path}' was trained for {old}, this one wants {new}. Both stages "
