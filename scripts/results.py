@@ -66,6 +66,7 @@ def run_cli(
     seeds: Annotated[
         str, typer.Option(help="With commas; the last one's pipelines stay")
     ] = "2,1,0",
+    peers: Annotated[bool, typer.Option(help="Plain and cut encoders, too")] = True,
     mixed_precision: Annotated[
         str, typer.Option(help="true: train with bfloat16 products, as in project.yml")
     ] = "false",
@@ -83,7 +84,8 @@ def run_cli(
             common = {"vars.encoder": encoder, "vars.mirror": mirror, "vars.seed": seed}
             common |= {"vars.mixed_precision": mixed_precision, "vars.gpu": gpu_id}
             project_run(ROOT, f"{name}-corpus", overrides=common)
-            run_peers(name, settings, encoder, seed, mixed_precision == "true", results)
+            if peers:
+                run_peers(name, settings, encoder, seed, mixed_precision == "true", results)
             run_ours(name, common, seed, results)
 
 

@@ -78,6 +78,10 @@ def test_runs_what_has_no_result_yet(calls, tmp_path):
     (tmp_path / "wnut17-cut4-ner-1.json").unlink()
     assert runner.invoke(script.app, [*args, "--seeds", "1"]).exit_code == 0
     assert calls == [("wnut17-corpus", 1), ("ner 4", 1)]
+    calls.clear()
+    (tmp_path / "wnut17-cut4-ner-1.json").unlink()
+    assert runner.invoke(script.app, [*args, "--seeds", "1", "--no-peers"]).exit_code == 0
+    assert calls == [("wnut17-corpus", 1)]
     assert runner.invoke(script.app, ["run", "--encoder", "e", "--corpora", "x"]).exit_code == 1
 
 
