@@ -13,12 +13,12 @@ from tqdm import tqdm
 from transformers import AutoModel, PreTrainedModel
 from wasabi import msg
 
-from spacy_earlyexit.architectures import module_of
 from spacy_earlyexit.cli.tables import print_table
-from spacy_earlyexit.encoders.families import canonical_state
-from spacy_earlyexit.encoders.layers import Encoder
-from spacy_earlyexit.engine import Batch
-from spacy_earlyexit.evaluation import bare_doc, find_transformer
+from spacy_earlyexit.evaluation.scores import bare_doc, find_transformer
+from spacy_earlyexit.model.architecture import module_of
+from spacy_earlyexit.model.encoders.families import canonical_state
+from spacy_earlyexit.model.encoders.layers import Encoder
+from spacy_earlyexit.model.engine import Batch
 
 MAX_ROWS = 2048
 

@@ -16,9 +16,9 @@ from spacy.util import registry
 from systems import train_plain
 from wasabi import msg
 
-from spacy_earlyexit.benchmarking import header, peak_memory
 from spacy_earlyexit.cli.tables import print_table
-from spacy_earlyexit.evaluation import bare_doc, find_transformer, measure_points
+from spacy_earlyexit.evaluation.benchmark import header, peak_memory
+from spacy_earlyexit.evaluation.scores import bare_doc, find_transformer, measure_points
 from spacy_earlyexit.files import write_json
 
 # WNUT-17 has single sentences, of which documents have to be made.

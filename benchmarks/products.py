@@ -16,20 +16,20 @@ from spacy.training import Corpus
 from torch import nn
 from wasabi import msg
 
-from spacy_earlyexit import architectures
-from spacy_earlyexit.architectures import module_of
 from spacy_earlyexit.cli.tables import print_table
-from spacy_earlyexit.encoders.attention import batched, batched_is_faster
-from spacy_earlyexit.encoders.int8 import Int8Linear, Int8Product
-from spacy_earlyexit.encoders.layers import CHUNK
-from spacy_earlyexit.encoders.products import (
+from spacy_earlyexit.evaluation.scores import bare_doc, find_transformer
+from spacy_earlyexit.model import architecture
+from spacy_earlyexit.model.architecture import module_of
+from spacy_earlyexit.model.encoders.int8 import Int8Linear, Int8Product
+from spacy_earlyexit.model.encoders.layers import CHUNK
+from spacy_earlyexit.model.engine import run
+from spacy_earlyexit.model.kernels.attention import batched, batched_is_faster
+from spacy_earlyexit.model.kernels.products import (
     Linear,
     by_columns,
     by_onednn,
     onednn_is_faster,
 )
-from spacy_earlyexit.engine import run
-from spacy_earlyexit.evaluation import bare_doc, find_transformer
 
 HIDDEN, INNER, N_HEADS = 384, 1536, 12
 ROWS = (32, 128, 512, 3_000)
@@ -242,7 +242,7 @@ def shares_cli(
         finally:
             inside += time.perf_counter() - start
 
-    architectures.run = timed  # type: ignore[assignment]
+    architecture.run = timed  # type: ignore[assignment]
     examples = list(Corpus(test, gold_preproc=True, limit=limit)(nlp))
     names = points.split(",")
     whole: dict[str, list[float]] = {name: [] for name in names}

@@ -22,9 +22,9 @@ from wasabi import msg
 from weasel.util.config import load_project_config
 
 from report import replace_block  # isort: skip
-from spacy_earlyexit.benchmarking import Row, benchmark, table
 from spacy_earlyexit.cli.benchmark import print_results
 from spacy_earlyexit.cli.tables import print_table
+from spacy_earlyexit.evaluation.benchmark import Row, benchmark, table
 from spacy_earlyexit.files import write_bytes, write_json
 
 ROOT = Path(__file__).parent.parent
@@ -32,7 +32,7 @@ PLAN = ROOT / "benchmarks" / "plan.yml"
 RESULTS = ROOT / "benchmarks" / "results"
 TRAINED = ROOT / "training" / "benchmarks"
 KINDS = {
-    "spacy": "spacy_earlyexit.benchmarking:SpacySystem",
+    "spacy": "spacy_earlyexit.evaluation.benchmark:SpacySystem",
     "hugging-face": "systems:HuggingFace",
     "onnx": "systems:Onnx",
 }

@@ -17,13 +17,13 @@ from spacy.training import Corpus
 from wasabi import msg
 from wasabi import table as text_table
 
-from spacy_earlyexit.architectures import module_of
-from spacy_earlyexit.calibration import Search, calibrate
+from spacy_earlyexit.calibration.measuring import Curve, Measurement, Probe, Sweep, find_threshold
+from spacy_earlyexit.calibration.recording import label_score
+from spacy_earlyexit.calibration.search import Search, calibrate
 from spacy_earlyexit.cli.options import GpuId
-from spacy_earlyexit.evaluation import find_transformer
+from spacy_earlyexit.evaluation.scores import find_transformer
 from spacy_earlyexit.files import write_json
-from spacy_earlyexit.measuring import Curve, Measurement, Probe, Sweep, find_threshold
-from spacy_earlyexit.recording import label_score
+from spacy_earlyexit.model.architecture import module_of
 
 ROOT = Path(__file__).parent.parent
 # Where the corpus names no others.

@@ -10,9 +10,9 @@ from spacy.scorer import Scorer, get_ner_prf
 from spacy.tokens import Doc
 from spacy.training import Example
 
-from spacy_earlyexit.characters import CharacterTokenizer
-from spacy_earlyexit.merging import merge_tokens
-from spacy_earlyexit.tasks import SegTask
+from spacy_earlyexit.pipeline.characters import CharacterTokenizer
+from spacy_earlyexit.pipeline.merging import merge_tokens
+from spacy_earlyexit.pipeline.tasks import SegTask
 
 
 class Annotation(NamedTuple):

@@ -10,7 +10,7 @@ import typer
 from wasabi import msg
 from wasabi import table as text_table
 
-from spacy_earlyexit.evaluation import FORMAT
+from spacy_earlyexit.evaluation.scores import FORMAT
 from spacy_earlyexit.files import write_bytes
 
 # The scores that have a column where they were measured, and what the plain peer calls them.

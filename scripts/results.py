@@ -20,9 +20,9 @@ from wasabi import table as text_table
 from weasel.util.config import load_project_config
 
 from spacy_earlyexit.cli.options import GpuId
-from spacy_earlyexit.evaluation import evaluate
+from spacy_earlyexit.evaluation.scores import evaluate
 from spacy_earlyexit.files import beside, put, write_bytes, write_json
-from spacy_earlyexit.plots import check_plots
+from spacy_earlyexit.visuals.plots import check_plots
 
 ROOT = Path(__file__).parent.parent
 FULL, SPEEDUPS = "full depth", ("2x", "3x", "4x")

@@ -10,10 +10,10 @@ import spacy
 import typer
 from wasabi import msg
 
-from spacy_earlyexit.architectures import module_of
-from spacy_earlyexit.evaluation import find_transformer
+from spacy_earlyexit.evaluation.scores import find_transformer
 from spacy_earlyexit.files import write_bytes
-from spacy_earlyexit.visuals import depth_html, depth_svg, depth_text
+from spacy_earlyexit.model.architecture import module_of
+from spacy_earlyexit.visuals.depth import depth_html, depth_svg, depth_text
 
 
 def show_cli(

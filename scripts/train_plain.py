@@ -33,7 +33,7 @@ from transformers import (
 
 from spacy_earlyexit.cli.options import GpuId
 from spacy_earlyexit.files import write_json
-from spacy_earlyexit.pieces import PieceTokenizer
+from spacy_earlyexit.model.pieces import PieceTokenizer
 
 IGNORED = -100  # the target that torch's cross-entropy passes over
 WEIGHT_DECAY = 0.01

@@ -33,7 +33,7 @@ class Errors:
     E010 = (
         "`exit` has to be 'full' (full depth), null (at load: as stored), the name of an operating "
         "point, or a criterion (a block with @misc = spacy-earlyexit.TokenExit.v1, SentenceExit.v1 "
-        "or FixedExit.v1, or an object of spacy_earlyexit.criteria), but is {value!r}."
+        "or FixedExit.v1, or an object of spacy_earlyexit.model.criteria), but is {value!r}."
     )
     E011 = (
         "Unknown task '{task}'. Registered tasks: {tasks}. Fix `tasks` in "
@@ -200,6 +200,22 @@ class Errors:
         'this one does not. Set `precision` in [components.transformer] to "float32".'
     )
 
+    # -- W1 --
+
+    # -- W2 --
+
+    # -- W3 --
+
+    # -- W4 --
+
+    # -- W5 --
+
+    # -- W6 --
+
+    # -- W7 --
+
+    # -- W8 --
+
 
 class Warnings:
     W005 = (
@@ -222,3 +238,19 @@ class Warnings:
         "This processor has no bfloat16 products, so `mixed_precision` in "
         "[components.{name}.model] makes training many times slower. Set it to false."
     )
+
+    # -- W1 --
+
+    # -- W2 --
+
+    # -- W3 --
+
+    # -- W4 --
+
+    # -- W5 --
+
+    # -- W6 --
+
+    # -- W7 --
+
+    # -- W8 --

@@ -23,7 +23,7 @@ from tokenizers import (
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
-from spacy_earlyexit.calibration import Search
+from spacy_earlyexit.calibration.search import Search
 from spacy_earlyexit.cli import app
 from spacy_earlyexit.cli.calibrate import calibrate_pipeline
 

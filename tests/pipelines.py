@@ -6,10 +6,10 @@ import torch
 from conftest import TEXTS, make_examples
 from thinc.api import Optimizer
 
-from spacy_earlyexit.architectures import module_of
-from spacy_earlyexit.criteria import FixedExit, TokenExit
+from spacy_earlyexit.model.architecture import module_of
+from spacy_earlyexit.model.criteria import FixedExit, TokenExit
 from spacy_earlyexit.pipeline.exits import find_exits
-from spacy_earlyexit.tasks import NerTask, Task, tasks
+from spacy_earlyexit.pipeline.tasks import NerTask, Task, tasks
 
 N_LAYERS = 4
 TEXT = "Anna Smith lives in New York ."

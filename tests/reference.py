@@ -9,7 +9,7 @@ import math
 import numpy as np
 import torch
 
-from spacy_earlyexit.engine import run
+from spacy_earlyexit.model.engine import run
 
 
 def turned(x, theta):

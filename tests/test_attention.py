@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spacy_earlyexit.encoders import attention as module
-from spacy_earlyexit.encoders.attention import attention, batched_is_faster
+from spacy_earlyexit.model.encoders import attention as module
+from spacy_earlyexit.model.kernels.attention import attention, batched_is_faster
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from test_cli import run_cli
 from typer.testing import CliRunner
 
 from spacy_earlyexit import architectures, benchmarking
-from spacy_earlyexit.benchmarking import LATENCY_WORDS, Row, benchmark, table
-from spacy_earlyexit.criteria import TokenExit
-from spacy_earlyexit.pieces import PieceTokenizer
+from spacy_earlyexit.evaluation.benchmark import LATENCY_WORDS, Row, benchmark, table
+from spacy_earlyexit.model.criteria import TokenExit
+from spacy_earlyexit.model.pieces import PieceTokenizer
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import agreement
@@ -173,7 +173,7 @@ def test_rows_of_other_corpora_stay_if_measured_alike(tmp_path):
 def test_memory_is_not_that_of_the_process_before():
     """Which starts the processes of the systems, and may have loaded much."""
     before = bytearray(b"1" * (800 * 2**20))
-    command = "from spacy_earlyexit.benchmarking import peak_memory; print(peak_memory())"
+    command = "from spacy_earlyexit.evaluation.benchmark import peak_memory; print(peak_memory())"
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, check=True)
     assert len(before) > 2**29
     assert 100 < float(done.stdout) < 700

@@ -16,17 +16,17 @@ from spacy.cli.package import generate_readme
 from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 
-import spacy_earlyexit.calibration as module
+import spacy_earlyexit.calibration.search as module
 from spacy_earlyexit import measuring
-from spacy_earlyexit.architectures import module_of
-from spacy_earlyexit.calibration import Candidate, Search, calibrate
-from spacy_earlyexit.criteria import SCHEDULES, FixedExit, SentenceExit, TokenExit
-from spacy_earlyexit.evaluation import (
+from spacy_earlyexit.calibration.measuring import Curve, Measurement, Probe, Sweep, find_threshold
+from spacy_earlyexit.calibration.recording import expected_error, gold_chances
+from spacy_earlyexit.calibration.search import Candidate, Search, calibrate
+from spacy_earlyexit.evaluation.scores import (
     standard_error,
 )
-from spacy_earlyexit.measuring import Curve, Measurement, Probe, Sweep, find_threshold
-from spacy_earlyexit.offramps import IGNORE
-from spacy_earlyexit.recording import expected_error, gold_chances
+from spacy_earlyexit.model.architecture import module_of
+from spacy_earlyexit.model.criteria import SCHEDULES, FixedExit, SentenceExit, TokenExit
+from spacy_earlyexit.model.offramps import IGNORE
 
 N_LAYERS = 4
 # Those of SEARCH, for the command.

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from pipelines import from_stage1, halfway
 from test_engine import CONFIG, LOCAL, make_module, make_pieces
 
-from spacy_earlyexit.architectures import module_of
-from spacy_earlyexit.engine import Batch, run_layer
-from spacy_earlyexit.training.catch_up import fit_catch_up, low_rank_map
+from spacy_earlyexit.model.architecture import module_of
+from spacy_earlyexit.model.catch_up import fit_catch_up, low_rank_map
+from spacy_earlyexit.model.engine import Batch, run_layer
 
 
 def left_over(rows, targets, fitted):

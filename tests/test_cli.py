@@ -12,13 +12,13 @@ from spacy.training import Example
 from spacy.util import registry
 from transformers import AutoTokenizer
 
-from spacy_earlyexit.architectures import module_of
 from spacy_earlyexit.cli.debug_data import count_gold, count_units, debug_data
 from spacy_earlyexit.cli.info import describe, format_block, format_temperatures, info, shorten
-from spacy_earlyexit.criteria import SentenceExit
-from spacy_earlyexit.evaluation import find_transformer
-from spacy_earlyexit.pieces import PieceTokenizer, encode_docs
-from spacy_earlyexit.tasks import get_task
+from spacy_earlyexit.evaluation.scores import find_transformer
+from spacy_earlyexit.model.architecture import module_of
+from spacy_earlyexit.model.criteria import SentenceExit
+from spacy_earlyexit.model.pieces import PieceTokenizer, encode_docs
+from spacy_earlyexit.pipeline.tasks import get_task
 
 CONFIG = ROOT / "configs" / "joint.cfg"
 POINT = {
@@ -162,7 +162,7 @@ def test_the_group_is_cheap_to_import():
     code = (
         "import sys, spacy.cli; before = set(sys.modules); import spacy_earlyexit.cli; "
         f"new = set(sys.modules) - before; print(new & {{'torch', *{heavy}}}, "
-        "'spacy_earlyexit.architectures' in new, 'spacy_earlyexit.pipeline' in new)"
+        "'spacy_earlyexit.model.architecture' in new, 'spacy_earlyexit.pipeline' in new)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.split() == ["set()", "False", "False"], result.stderr

@@ -12,18 +12,16 @@ from spacy.training import Example
 from test_families import make_family
 
 import spacy_earlyexit.cli.convert as command
-import spacy_earlyexit.conversion as module
+import spacy_earlyexit.conversion.convert as module
 from spacy_earlyexit.cli.convert import print_rows, summary
-from spacy_earlyexit.conversion import (
+from spacy_earlyexit.conversion.convert import (
     convert,
     find_stock,
     swap,
     train_all,
     train_offramps,
 )
-from spacy_earlyexit.evaluation import find_transformer
-from spacy_earlyexit.files import put
-from spacy_earlyexit.training.own_labels import (
+from spacy_earlyexit.conversion.own_labels import (
     check_labels,
     fill,
     hard_cats,
@@ -31,6 +29,8 @@ from spacy_earlyexit.training.own_labels import (
     read,
     tokens_of,
 )
+from spacy_earlyexit.evaluation.scores import find_transformer
+from spacy_earlyexit.files import put
 
 LISTENER = {
     "@architectures": "spacy-transformers.TransformerListener.v1",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from spacy.util import registry
 from thinc.api import Config
 
-from spacy_earlyexit.criteria import (
+from spacy_earlyexit.model.criteria import (
     UNIT_GAP,
     FixedExit,
     SentenceExit,

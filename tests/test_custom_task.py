@@ -17,9 +17,9 @@ from spacy.tokens import Doc, Span, Token
 from spacy.training import Corpus, Example
 from spacy.vocab import Vocab
 
-from spacy_earlyexit.criteria import FixedExit
-from spacy_earlyexit.measuring import Probe
-from spacy_earlyexit.tasks import TokenExtensionTask, aligned, get_task
+from spacy_earlyexit.calibration.measuring import Probe
+from spacy_earlyexit.model.criteria import FixedExit
+from spacy_earlyexit.pipeline.tasks import TokenExtensionTask, aligned, get_task
 
 PAGE = ROOT / "docs" / "custom-task.md"
 VOCAB = Vocab()

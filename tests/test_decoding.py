@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spacy_earlyexit.decoding import bio_grammar, bmes_grammar, decode
+from spacy_earlyexit.pipeline.decoding import bio_grammar, bmes_grammar, decode
 
 CLASSES = ["O", "B-x", "I-x", "B-y", "I-y"]
 BIO = bio_grammar(CLASSES)

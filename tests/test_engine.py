@@ -9,12 +9,12 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from reference import assert_equal, engine, given_rule, reference, sentence_rule, token_rule
 
-from spacy_earlyexit.criteria import UNIT_GAP, FixedExit, SentenceExit, TokenExit, window_max
-from spacy_earlyexit.encoders import Encoder, EncoderConfig, layers
-from spacy_earlyexit.engine import MultiExitModule, Rules, full_depth_macs, layer_macs, run
-from spacy_earlyexit.offramps import IGNORE, OffRamps, joint_loss, uncertainty
-from spacy_earlyexit.pieces import Pieces
-from spacy_earlyexit.training.self_sampling import SampledExit
+from spacy_earlyexit.model.criteria import UNIT_GAP, FixedExit, SentenceExit, TokenExit, window_max
+from spacy_earlyexit.model.encoders import Encoder, EncoderConfig, layers
+from spacy_earlyexit.model.engine import MultiExitModule, Rules, full_depth_macs, layer_macs, run
+from spacy_earlyexit.model.offramps import IGNORE, OffRamps, joint_loss, uncertainty
+from spacy_earlyexit.model.pieces import Pieces
+from spacy_earlyexit.model.self_sampling import SampledExit
 
 CONFIG = EncoderConfig(
     family="bert",

@@ -15,15 +15,15 @@ from spacy.training import Example
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from spacy_earlyexit.criteria import TokenExit
-from spacy_earlyexit.encoders import attention, products
-from spacy_earlyexit.evaluation import (
+from spacy_earlyexit.evaluation.scores import (
     FORMAT,
     count_hits,
     evaluate,
     fresh_docs,
     paired_losses,
 )
+from spacy_earlyexit.model.criteria import TokenExit
+from spacy_earlyexit.model.encoders import attention, products
 
 N_LAYERS = 4
 

@@ -20,7 +20,7 @@ from pipelines import (
 from spacy.lang.en import English
 from spacy.util import registry
 
-from spacy_earlyexit.criteria import FixedExit, SentenceExit, TokenExit
+from spacy_earlyexit.model.criteria import FixedExit, SentenceExit, TokenExit
 from spacy_earlyexit.pipeline.exits import find_exits
 
 

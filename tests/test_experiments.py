@@ -10,7 +10,7 @@ from conftest import ROOT, load_script, make_examples
 from spacy.tokens import DocBin
 from typer.testing import CliRunner
 
-from spacy_earlyexit.measuring import Measurement
+from spacy_earlyexit.calibration.measuring import Measurement
 
 script = load_script("experiments")
 runner = CliRunner()

@@ -16,9 +16,9 @@ from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 from spacy.util import registry
 
-from spacy_earlyexit.criteria import FixedExit, TokenExit
-from spacy_earlyexit.extensions import word_record
+from spacy_earlyexit.model.criteria import FixedExit, TokenExit
 from spacy_earlyexit.pipeline.exits import find_exits
+from spacy_earlyexit.pipeline.extensions import word_record
 
 TEXT = "Anna Smith lives in New York ."
 N_LAYERS = 4
@@ -465,8 +465,8 @@ def test_a_forked_worker_has_one_thread_and_no_warning(tmp_path):
     script = """
     import json, os, sys
     import torch
-    from spacy_earlyexit.forks import one_thread_in_forks
-    from spacy_earlyexit.pieces import PieceTokenizer
+    from spacy_earlyexit.pipeline.forks import one_thread_in_forks
+    from spacy_earlyexit.model.pieces import PieceTokenizer
     from transformers import AutoTokenizer
 
     one_thread_in_forks()

@@ -33,11 +33,11 @@ from transformers import (
     XLMRobertaTokenizerFast,
 )
 
-from spacy_earlyexit.architectures import Request, module_of
 from spacy_earlyexit.cli.info import describe
-from spacy_earlyexit.criteria import FixedExit, TokenExit
-from spacy_earlyexit.encoders import FAMILIES, SUPPORTED, attention, load_encoder, products
-from spacy_earlyexit.encoders.families import canonical_state
+from spacy_earlyexit.model.architecture import Request, module_of
+from spacy_earlyexit.model.criteria import FixedExit, TokenExit
+from spacy_earlyexit.model.encoders import FAMILIES, SUPPORTED, attention, load_encoder, products
+from spacy_earlyexit.model.encoders.families import canonical_state
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from agreement import padded_rows

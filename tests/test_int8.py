@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from conftest import SHARED, make_examples, make_nlp
 from torch import nn
 
-from spacy_earlyexit.criteria import TokenExit
-from spacy_earlyexit.encoders import int8
-from spacy_earlyexit.encoders.int8 import Int8Linear, Int8Product, most_weight
-from spacy_earlyexit.encoders.layers import CHUNK
-from spacy_earlyexit.encoders.products import Linear
+from spacy_earlyexit.model.criteria import TokenExit
+from spacy_earlyexit.model.encoders import int8
+from spacy_earlyexit.model.encoders.int8 import Int8Linear, Int8Product, most_weight
+from spacy_earlyexit.model.encoders.layers import CHUNK
+from spacy_earlyexit.model.kernels.products import Linear
 
 TEXTS = ["Anna Smith lives in New York .", "Berlin is nice", "Bob met Anna in Paris and Berlin"]
 

@@ -14,8 +14,8 @@ from spacy.training import Example
 from spacy_transformers.data_classes import TransformerData
 from thinc.api import Optimizer
 
-from spacy_earlyexit.architectures import module_of
-from spacy_earlyexit.criteria import FixedExit, TokenExit
+from spacy_earlyexit.model.architecture import module_of
+from spacy_earlyexit.model.criteria import FixedExit, TokenExit
 from spacy_earlyexit.training.exit_scorer import make_exit_scorer
 
 LISTENER = {
@@ -167,8 +167,8 @@ def test_rows_at_full_depth_are_those_of_spacy_transformers(encoder, spans, alig
 
 def total_loss(nlp, examples):
     """Joint loss of the off-ramps plus the tagger's cross-entropy, without a graph."""
-    from spacy_earlyexit.architectures import Request
-    from spacy_earlyexit.offramps import joint_loss
+    from spacy_earlyexit.model.architecture import Request
+    from spacy_earlyexit.model.offramps import joint_loss
 
     transformer, tagger = nlp.get_pipe("transformer"), nlp.get_pipe("tagger")
     docs = [eg.predicted for eg in examples]

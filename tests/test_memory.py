@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from spacy_earlyexit import architectures, memory
-from spacy_earlyexit.memory import keep_freed_memory
+from spacy_earlyexit.model.kernels.memory import keep_freed_memory
 
 needs_glibc = pytest.mark.skipif(
     not hasattr(ctypes.CDLL(None) if os.name == "posix" else None, "gnu_get_libc_version"),
@@ -17,7 +17,7 @@ needs_glibc = pytest.mark.skipif(
 # How often the system hands out pages for 100 MB: as it is, and with what is asked for.
 COUNT = """
 import resource, torch
-from spacy_earlyexit.memory import keep_freed_memory
+from spacy_earlyexit.model.kernels.memory import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

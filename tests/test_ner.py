@@ -6,7 +6,7 @@ import spacy
 from conftest import TEXTS, make_encoder, make_examples, make_nlp
 from spacy.tokens import Doc, Span
 
-from spacy_earlyexit.criteria import FixedExit, TokenExit
+from spacy_earlyexit.model.criteria import FixedExit, TokenExit
 from spacy_earlyexit.pipeline.exits import DocExits, find_exits, leave_exits
 from spacy_earlyexit.pipeline.ner import EarlyExitNer
 

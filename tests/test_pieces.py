@@ -15,8 +15,8 @@ from spacy.util import registry
 from spacy.vocab import Vocab
 from transformers import AutoTokenizer
 
-from spacy_earlyexit.pieces import Pieces, PieceTokenizer, encode_docs
-from spacy_earlyexit.spans import cut_windows
+from spacy_earlyexit.model.pieces import Pieces, PieceTokenizer, encode_docs
+from spacy_earlyexit.model.units import cut_windows
 
 MARK = "\u2581"
 ALPHABET = list("abcdefghijklmnopqrstuvwxyz.,!?'")
@@ -259,7 +259,7 @@ def as_new(tokenizer):
 @pytest.mark.parametrize("most", [0, 3, 2**16])
 def test_pieces_do_not_hang_on_what_was_encoded_before(any_tokenizer, most, monkeypatch):
     """Whatever of the words is known, and also where all are forgotten in between."""
-    monkeypatch.setattr("spacy_earlyexit.pieces._MOST_KNOWN", most)
+    monkeypatch.setattr("spacy_earlyexit.model.pieces._MOST_KNOWN", most)
     tokenizer = as_new(any_tokenizer)
     for texts in (SEEN_BEFORE[:2], SEEN_BEFORE, SEEN_BEFORE[::-1], SEEN_BEFORE[3:]):
         assert encoded(tokenizer, texts) == encoded(as_new(any_tokenizer), texts)
@@ -286,7 +286,7 @@ def test_only_new_words_go_through_the_tokenizer(any_tokenizer, monkeypatch):
 
 
 def test_known_words_are_bounded(real, monkeypatch):
-    monkeypatch.setattr("spacy_earlyexit.pieces._MOST_KNOWN", 50)
+    monkeypatch.setattr("spacy_earlyexit.model.pieces._MOST_KNOWN", 50)
     tokenizer = as_new(real)
     for start in range(0, 2000, 20):
         encoded(tokenizer, [" ".join(f"w{i}" for i in range(start, start + 20))])

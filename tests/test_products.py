@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from spacy_earlyexit.encoders import products
-from spacy_earlyexit.encoders.products import (
+from spacy_earlyexit.model.encoders import products
+from spacy_earlyexit.model.kernels.products import (
     Linear,
     by_columns,
     linear,

@@ -7,12 +7,12 @@ import torch
 from conftest import make_examples, make_nlp
 from test_engine import GivenExit
 
-from spacy_earlyexit.architectures import module_of
-from spacy_earlyexit.criteria import FixedExit, SentenceExit, TokenExit
-from spacy_earlyexit.engine import Rules, run
-from spacy_earlyexit.measuring import Probe
-from spacy_earlyexit.offramps import IGNORE
-from spacy_earlyexit.recording import COLDEST, Recording, fit_temperature, label_score
+from spacy_earlyexit.calibration.measuring import Probe
+from spacy_earlyexit.calibration.recording import COLDEST, Recording, fit_temperature, label_score
+from spacy_earlyexit.model.architecture import module_of
+from spacy_earlyexit.model.criteria import FixedExit, SentenceExit, TokenExit
+from spacy_earlyexit.model.engine import Rules, run
+from spacy_earlyexit.model.offramps import IGNORE
 
 CLASSES = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 

@@ -14,16 +14,16 @@ from spacy_transformers.data_classes import TransformerData
 from test_cli import run_cli
 from thinc.types import Ragged
 
-from spacy_earlyexit.benchmarking import SpacySystem
-from spacy_earlyexit.characters import CharacterTokenizer
-from spacy_earlyexit.criteria import FixedExit
-from spacy_earlyexit.evaluation import measure_points
-from spacy_earlyexit.extensions import exit_layers
-from spacy_earlyexit.measuring import Probe
-from spacy_earlyexit.merging import merge_tokens
+from spacy_earlyexit.calibration.measuring import Probe
+from spacy_earlyexit.evaluation.benchmark import SpacySystem
+from spacy_earlyexit.evaluation.scores import measure_points
+from spacy_earlyexit.model.criteria import FixedExit
+from spacy_earlyexit.pipeline.characters import CharacterTokenizer
 from spacy_earlyexit.pipeline.exits import DocExits, leave_exits
+from spacy_earlyexit.pipeline.extensions import exit_layers
+from spacy_earlyexit.pipeline.merging import merge_tokens
 from spacy_earlyexit.pipeline.segmenter import EarlyExitSegmenter, make_segmenter_scorer
-from spacy_earlyexit.tasks import get_task
+from spacy_earlyexit.pipeline.tasks import get_task
 
 BMES = ["B", "E", "M", "S"]
 # Words with "|" between them, and the names: first and last-plus-one word.

@@ -9,8 +9,8 @@ import torch
 from conftest import make_examples, make_nlp
 from thinc.api import Adam
 
-from spacy_earlyexit.architectures import module_of
-from spacy_earlyexit.shim import MultiExitShim
+from spacy_earlyexit.model.architecture import module_of
+from spacy_earlyexit.model.shim import MultiExitShim
 
 
 def count_tensors():

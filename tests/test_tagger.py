@@ -6,7 +6,7 @@ import spacy
 from spacy.tokens import Doc
 from spacy.training import Example
 
-from spacy_earlyexit.criteria import TokenExit
+from spacy_earlyexit.model.criteria import TokenExit
 
 TAGGED = [
     ("Anna lives in Berlin .", "NNP VBZ IN NNP .", "PROPN VERB ADP PROPN PUNCT", "PER O O LOC O"),

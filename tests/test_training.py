@@ -23,18 +23,18 @@ from spacy.training import Corpus
 from spacy.util import registry
 from test_engine import engine, make_module, make_pieces
 
-from spacy_earlyexit.architectures import module_of
-from spacy_earlyexit.calibration import Search, calibrate
-from spacy_earlyexit.criteria import FixedExit, TokenExit, window_max
-from spacy_earlyexit.engine import Batch, run
-from spacy_earlyexit.offramps import IGNORE, joint_loss, make_joint_loss, uncertainty
-from spacy_earlyexit.training.exit_scorer import make_exit_scorer
-from spacy_earlyexit.training.self_sampling import (
+from spacy_earlyexit.calibration.search import Search, calibrate
+from spacy_earlyexit.model.architecture import module_of
+from spacy_earlyexit.model.criteria import FixedExit, TokenExit, window_max
+from spacy_earlyexit.model.engine import Batch, run
+from spacy_earlyexit.model.offramps import IGNORE, joint_loss, make_joint_loss, uncertainty
+from spacy_earlyexit.model.self_sampling import (
     START,
     SampledExit,
     SelfSampling,
     make_self_sampling,
 )
+from spacy_earlyexit.training.exit_scorer import make_exit_scorer
 
 N_LAYERS = 4
 JOINT = ROOT / "configs" / "joint.cfg"

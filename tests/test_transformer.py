@@ -34,9 +34,9 @@ from spacy.tokens import Doc
 from spacy.training import Example
 from transformers import BertTokenizer, MPNetConfig
 
-from spacy_earlyexit.architectures import module_of
-from spacy_earlyexit.criteria import TokenExit
-from spacy_earlyexit.evaluation import find_transformer
+from spacy_earlyexit.evaluation.scores import find_transformer
+from spacy_earlyexit.model.architecture import module_of
+from spacy_earlyexit.model.criteria import TokenExit
 from spacy_earlyexit.pipeline.exits import find_exits
 
 # --- the registry --------------------------------------------------------------------------
@@ -63,7 +63,7 @@ def test_every_name_is_found_by_spacy_alone():
         if group == "spacy_factories":
             func = type(nlp.add_pipe(name))
         elif group == "spacy_earlyexit_tasks":
-            from spacy_earlyexit.tasks import tasks
+            from spacy_earlyexit.pipeline.tasks import tasks
             func = tasks.get(name)
         else:
             func = spacy.registry.get(group[len("spacy_"):], name)

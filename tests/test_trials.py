@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from spacy_earlyexit.criteria import TokenExit
-from spacy_earlyexit.encoders import attention, products, trials
-from spacy_earlyexit.encoders.trials import gain
+from spacy_earlyexit.model.criteria import TokenExit
+from spacy_earlyexit.model.encoders import attention, products, trials
+from spacy_earlyexit.model.kernels.trials import gain
 
 
 def test_compares_the_best_of_each(monkeypatch):

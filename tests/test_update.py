@@ -20,9 +20,9 @@ from spacy.tokens import Doc
 from spacy.training import Example
 from thinc.api import Optimizer
 
-from spacy_earlyexit.architectures import module_of
-from spacy_earlyexit.criteria import TokenExit
-from spacy_earlyexit.encoders.layers import EncoderLayer
+from spacy_earlyexit.model.architecture import module_of
+from spacy_earlyexit.model.criteria import TokenExit
+from spacy_earlyexit.model.encoders.layers import EncoderLayer
 
 
 @pytest.fixture(scope="module")

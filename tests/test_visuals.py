@@ -18,8 +18,8 @@ import typer
 from spacy.tokens import Doc, DocBin
 from typer.testing import CliRunner
 
-from spacy_earlyexit.extensions import record
-from spacy_earlyexit.visuals import RAMP, depth_html, depth_svg, depth_text
+from spacy_earlyexit.pipeline.extensions import record
+from spacy_earlyexit.visuals.depth import RAMP, depth_html, depth_svg, depth_text
 
 SVG = "{http://www.w3.org/2000/svg}"
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")

@@ -37,7 +37,7 @@ def benchmark_cli(
     """
     from spacy.cli._util import import_code
 
-    from ..benchmarking import Row, benchmark
+    from ..evaluation.benchmark import Row, benchmark
     from ..files import check_writable, write_json
 
     import_code(code_path)
@@ -74,8 +74,8 @@ def pipeline_rows(
     """
     import spacy
 
-    from ..benchmarking import Row
-    from ..evaluation import find_transformer
+    from ..evaluation.benchmark import Row
+    from ..evaluation.scores import find_transformer
 
     common: dict[str, Any] = {"corpus": test_path.stem, "test": str(test_path)}
     load = {"path": pipeline, "code": None if code_path is None else str(code_path)}
@@ -104,7 +104,7 @@ def pipeline_rows(
 
 def print_results(results: dict[str, Any]) -> None:
     """Print what benchmark returned."""
-    from ..benchmarking import table
+    from ..evaluation.benchmark import table
 
     machine = results["machine"]
     msg.divider(f"{machine['cpu']}, {results['threads']} threads, {results['repeats']} rounds")

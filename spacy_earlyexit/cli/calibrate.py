@@ -13,7 +13,7 @@ from .options import CodePath, Force, GoldPreproc, GpuId, Limit, Plot
 from .tables import parse_list, parse_speedups, print_table
 
 if TYPE_CHECKING:
-    from ..calibration import Calibration, Search
+    from ..calibration.search import Calibration, Search
     from ..pipeline.transformer import EarlyExitTransformer
 
 
@@ -106,7 +106,7 @@ def calibrate_cli(
     """
     from spacy.cli._util import import_code, setup_gpu
 
-    from ..calibration import Search
+    from ..calibration.search import Search
 
     import_code(code_path)
     setup_gpu(gpu_id)
@@ -186,11 +186,11 @@ def calibrate_pipeline(
     """
     import spacy
 
-    from ..calibration import calibrate
-    from ..evaluation import find_transformer, read_examples
+    from ..calibration.search import calibrate
+    from ..evaluation.scores import find_transformer, read_examples
     from ..files import beside, check_output, put
     from ..pipeline.exit_setting import FULL_DEPTH
-    from ..plots import check_plots, plot_scores
+    from ..visuals.plots import check_plots, plot_scores
 
     check_output(output, force)
     if plot is not None:

@@ -70,7 +70,7 @@ def convert_cli(
     """
     from spacy.cli._util import import_code, setup_gpu
 
-    from ..conversion import convert
+    from ..conversion.convert import convert
 
     import_code(code_path)
     setup_gpu(gpu_id)

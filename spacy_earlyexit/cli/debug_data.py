@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from spacy.training import Example
     from thinc.api import Config
 
-    from ..pieces import PieceTokenizer
+    from ..model.pieces import PieceTokenizer
+    from ..model.units import SpanGetter
+    from ..pipeline.tasks import Task
     from ..pipeline.transformer import EarlyExitTransformer
-    from ..spans import SpanGetter
-    from ..tasks import Task
 
 # As in spaCy's debug data: fewer gold examples than this are few for a label.
 FEW = 50
@@ -132,8 +132,8 @@ def debug_data(
     from spacy.schemas import ConfigSchemaTraining
     from spacy.util import load_config, load_model_from_config, registry, resolve_dot_names
 
-    from ..evaluation import find_transformer
-    from ..tasks import get_task
+    from ..evaluation.scores import find_transformer
+    from ..pipeline.tasks import get_task
 
     msg.divider("Data file validation")
     with _exit_on_error(msg, f"Can't build the pipeline of {config_path}"):
@@ -229,9 +229,9 @@ def load_tokenizer(transformer: "EarlyExitTransformer") -> tuple["PieceTokenizer
     """
     from transformers import AutoTokenizer
 
-    from ..encoders import read_config
     from ..errors import Errors
-    from ..pieces import PieceTokenizer
+    from ..model.encoders import read_config
+    from ..model.pieces import PieceTokenizer
 
     pieces = transformer.model.layers[0]
     if pieces.shims[0]._model is not None:
@@ -300,8 +300,8 @@ def count_units(
     import numpy as np
     from spacy.util import minibatch
 
-    from ..pieces import encode_docs
-    from ..spans import cut_windows
+    from ..model.pieces import encode_docs
+    from ..model.units import cut_windows
 
     stats = UnitStats()
     capacity = n_positions - 2

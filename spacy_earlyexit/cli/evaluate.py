@@ -37,9 +37,9 @@ def evaluate_cli(
     """
     from spacy.cli._util import import_code, setup_gpu
 
-    from ..evaluation import evaluate
+    from ..evaluation.scores import evaluate
     from ..files import check_writable, write_json
-    from ..plots import check_plots, plot_scores
+    from ..visuals.plots import check_plots, plot_scores
 
     import_code(code_path)
     setup_gpu(gpu_id)

@@ -59,7 +59,7 @@ def describe(nlp: Any) -> dict[str, Any]:
         without weights), span_getter, tasks, readers, exit, points and temperatures, all ready for
         JSON.
     """
-    from ..evaluation import find_transformer
+    from ..evaluation.scores import find_transformer
 
     transformer = find_transformer(nlp)
     config = nlp.config.interpolate()["components"].get(transformer.name, {})
@@ -99,7 +99,7 @@ def describe(nlp: Any) -> dict[str, Any]:
 
 
 def _encoder(transformer: "EarlyExitTransformer") -> dict[str, Any] | None:
-    from ..architectures import module_of
+    from ..model.architecture import module_of
 
     try:
         module = module_of(transformer.model)

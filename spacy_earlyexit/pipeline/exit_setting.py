@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 from spacy.language import Language
 from thinc.api import Model
 
-from ..architectures import module_of
-from ..criteria import ExitCriterion, make_criterion, read_criterion
 from ..errors import Errors
+from ..model.architecture import module_of
+from ..model.criteria import ExitCriterion, make_criterion, read_criterion
 from .meta import tell_meta
 
 FULL_DEPTH = "full"

@@ -9,7 +9,7 @@ from spacy_transformers.layers import TransformerListener
 from thinc.api import xp2torch
 from torch import Tensor
 
-from ..trf_data import TrfDataPlan
+from ..model.trf_data import TrfDataPlan
 
 
 class PendingGradient:

@@ -7,8 +7,8 @@ from spacy.attrs import ENT_IOB, ENT_TYPE, SENT_START
 from spacy.language import Language
 from spacy.tokens import Doc, Span
 
-from ..decoding import bio_grammar, decode
 from .consumer import ExitConsumer
+from .decoding import bio_grammar, decode
 
 
 @Language.factory(

@@ -10,10 +10,10 @@ from spacy.scorer import Scorer
 from spacy.tokens import Doc
 from spacy.training import Example
 
-from ..decoding import bmes_grammar, decode
 from ..errors import Errors
-from ..merging import changes, entity_ids, merge_tokens
 from .consumer import ExitConsumer
+from .decoding import bmes_grammar, decode
+from .merging import changes, entity_ids, merge_tokens
 
 if TYPE_CHECKING:
     from .transformer import EarlyExitTransformer

@@ -9,9 +9,9 @@ import spacy
 from spacy.training import Example
 from thinc.api import Config
 
-from ..architectures import module_of
 from ..errors import Errors
-from ..training.catch_up import FIT_ROWS, fit_catch_up
+from ..model.architecture import module_of
+from ..model.catch_up import FIT_ROWS, fit_catch_up
 
 if TYPE_CHECKING:
     from .transformer import EarlyExitTransformer

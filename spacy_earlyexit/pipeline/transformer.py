@@ -18,20 +18,20 @@ from spacy_transformers.annotation_setters import null_annotation_setter
 from spacy_transformers.pipeline_component import install_extensions as install_trf_data
 from thinc.api import Config, Model, Optimizer, set_dropout_rate, torch2xp
 
-from ..architectures import MultiExitOutput, Request, as_multi_exit, module_of, plan_of
-from ..criteria import make_criterion
-from ..engine import MultiExitModule
 from ..errors import Errors, Warnings
-from ..extensions import install_extensions, record
-from ..forks import one_thread_in_forks
-from ..offramps import IGNORE, joint_loss
-from ..pieces import Pieces
-from ..tasks import collect_labels, get_task, gold_ids
-from ..training.self_sampling import SelfSampling
+from ..model.architecture import MultiExitOutput, Request, as_multi_exit, module_of, plan_of
+from ..model.criteria import make_criterion
+from ..model.engine import MultiExitModule
+from ..model.offramps import IGNORE, joint_loss
+from ..model.pieces import Pieces
+from ..model.self_sampling import SelfSampling
 from .exit_setting import ExitSetting, check_exit
 from .exits import DocExits, leave_exits
+from .extensions import install_extensions, record
+from .forks import one_thread_in_forks
 from .gradients import PendingGradient
 from .stage1 import take_over
+from .tasks import collect_labels, get_task, gold_ids
 from .upstream import Links, Upstream
 
 DEFAULT_CONFIG = Config().from_str(

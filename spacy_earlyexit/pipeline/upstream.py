@@ -15,8 +15,8 @@ from spacy_transformers.layers import TransformerListener
 from thinc.api import Model
 
 from ..errors import Errors
-from ..tasks import get_task
 from .consumer import ExitConsumer
+from .tasks import get_task
 
 # What stock components learn that may listen, and what a task can be learned for where no
 # component needs it.

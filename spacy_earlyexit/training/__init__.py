@@ -1,1 +1,1 @@
-"""The two training stages."""
+"""What the configs name while training: checkpoint scores and the log."""

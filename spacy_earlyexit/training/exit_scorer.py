@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from spacy.training import Example
 
-from ..criteria import TokenExit
-from ..evaluation import depth_scores
-from ..measuring import Probe, Sweep, find_threshold
+from ..calibration.measuring import Probe, Sweep, find_threshold
+from ..evaluation.scores import depth_scores
+from ..model.criteria import TokenExit
 
 if TYPE_CHECKING:
     from ..pipeline.transformer import EarlyExitTransformer

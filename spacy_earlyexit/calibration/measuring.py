@@ -10,16 +10,16 @@ import torch
 from spacy.tokens import Doc
 from spacy.training import Example
 
-from .architectures import module_of
-from .criteria import ExitCriterion
-from .errors import Errors
-from .evaluation import component_scores, count_hits, fresh_docs
-from .pieces import Pieces
+from ..errors import Errors
+from ..evaluation.scores import component_scores, count_hits, fresh_docs
+from ..model.architecture import module_of
+from ..model.criteria import ExitCriterion
+from ..model.pieces import Pieces
 from .recording import Chances, Recording, expected_error, gold_chances, task_error
 
 if TYPE_CHECKING:
-    from .architectures import MultiExitOutput
-    from .pipeline.transformer import EarlyExitTransformer
+    from ..model.architecture import MultiExitOutput
+    from ..pipeline.transformer import EarlyExitTransformer
 
 # More than this is not recorded, in bytes.
 MOST_RECORDED = 4 * 2**30

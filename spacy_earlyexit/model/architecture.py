@@ -17,20 +17,20 @@ from thinc.types import Floats2d, Ragged
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from ..errors import Errors
 from .criteria import ExitCriterion, read_criterion
 from .encoders import load_encoder
 from .engine import EngineOutput, MultiExitModule, Rules, full_depth_macs, run
-from .errors import Errors
-from .memory import keep_freed_memory
+from .kernels.memory import keep_freed_memory
 from .offramps import OffRamps, uncertainty
 from .pieces import Pieces, PieceTokenizer, piece_encoder
+from .self_sampling import SampledExit, SelfSampling
 from .shim import MultiExitShim
-from .spans import SpanGetter
-from .training.self_sampling import SampledExit, SelfSampling
 from .trf_data import TrfDataPlan
+from .units import SpanGetter
 
 if TYPE_CHECKING:
-    from .pipeline.transformer import EarlyExitTransformer
+    from ..pipeline.transformer import EarlyExitTransformer
 
 
 @dataclass

@@ -15,7 +15,7 @@ import numpy as np
 from spacy.attrs import IDX, LENGTH
 from spacy.tokens import Doc, Span, Token
 
-from .errors import Warnings
+from ..errors import Warnings
 
 _KEY = "earlyexit_record"
 
@@ -37,7 +37,7 @@ def install_extensions() -> None:
             owner.set_extension(attr, getter=getter)
         elif owner.get_extension(attr)[2] is not getter:
             name = f"{owner.__name__.lower()}._.{attr}"
-            where = f"spacy_earlyexit.extensions.{getter.__name__.lstrip('_')}"
+            where = f"spacy_earlyexit.pipeline.extensions.{getter.__name__.lstrip('_')}"
             warnings.warn(Warnings.W001.format(attr=name, where=where), stacklevel=2)
 
 

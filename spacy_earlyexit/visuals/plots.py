@@ -5,8 +5,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from .errors import Errors
-from .files import check_writable, write_bytes
+from ..errors import Errors
+from ..files import check_writable, write_bytes
 
 # Without a suffix, a picture is written as both.
 SUFFIXES = (".svg", ".png")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
-from ..errors import Errors
+from ...errors import Errors
 from .layers import Encoder, EncoderConfig
 
 Names = str | tuple[str, ...]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from .products import Linear, by_columns, linear, roomy
+from ..kernels.products import Linear, by_columns, linear, roomy
 
 # Rows that prediction on a CPU takes through row-wise parts at a time: what stands between two
 # steps then stays in its cache.

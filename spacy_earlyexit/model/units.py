@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 from spacy.tokens import Doc, Span
 
-from .errors import Errors
+from ..errors import Errors
 
 SpanGetter = Callable[[list[Doc]], list[list[Span]]]
 

@@ -32,7 +32,7 @@ from spacy.tokens import Doc
 from spacy.training import Example
 from tqdm import tqdm
 
-from .evaluation import (
+from .scores import (
     bare_doc,
     cpu_name,
     depth_scores,
@@ -42,7 +42,7 @@ from .evaluation import (
 )
 
 FORMAT = "spacy-earlyexit.benchmark.v1"
-SPACY_SYSTEM = "spacy_earlyexit.benchmarking:SpacySystem"
+SPACY_SYSTEM = "spacy_earlyexit.evaluation.benchmark:SpacySystem"
 # Sentences that people feel the latency of.
 LATENCY_WORDS = range(18, 23)
 # How much of the data the best batch size is looked for on.

@@ -13,9 +13,9 @@ import numpy as np
 from spacy.attrs import ORTH
 from spacy.training import Example
 
-from .errors import Errors
-from .offramps import IGNORE
-from .pieces import Pieces
+from ..errors import Errors
+from ..model.offramps import IGNORE
+from ..model.pieces import Pieces
 
 tasks = catalogue.create("spacy_earlyexit", "tasks", entry_points=True)
 # The group that setup.cfg uses; catalogue would join the namespace with an underscore alike.

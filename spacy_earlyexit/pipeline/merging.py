@@ -22,7 +22,7 @@ from spacy.attrs import (
 )
 from spacy.tokens import Doc, Span, SpanGroup
 
-from .trf_data import merge_rows
+from ..model.trf_data import merge_rows
 
 _ENTITY = [ENT_IOB, ENT_TYPE, ENT_KB_ID, ENT_ID]
 _ATTRIBUTES = [*_ENTITY, TAG, POS, MORPH, SENT_START]

@@ -14,9 +14,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ..errors import Errors
+from ...errors import Errors
+from ..kernels.products import Linear
 from .layers import CHUNK, Encoder, EncoderLayer
-from .products import Linear
 
 _MOST = 127.0  # largest activation; -128 is left out, so that the range is symmetric
 _MIDDLE = 128  # activations are stored without a sign, which is what processors multiply

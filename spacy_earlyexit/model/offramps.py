@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .encoders.products import linear
-from .errors import Errors
+from ..errors import Errors
+from .kernels.products import linear
 
 IGNORE = -100  # gold label of a word without annotation, as in torch's cross_entropy
 

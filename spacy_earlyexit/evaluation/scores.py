@@ -20,13 +20,13 @@ from spacy.training import Corpus, Example
 from spacy.vocab import Vocab
 from tqdm import tqdm
 
-from .errors import Errors, Warnings
-from .extensions import exit_layers, exit_stats
-from .tasks import get_task, is_bio
+from ..errors import Errors, Warnings
+from ..pipeline.extensions import exit_layers, exit_stats
+from ..pipeline.tasks import get_task, is_bio
 
 if TYPE_CHECKING:
-    from .criteria import ExitCriterion
-    from .pipeline.transformer import EarlyExitTransformer
+    from ..model.criteria import ExitCriterion
+    from ..pipeline.transformer import EarlyExitTransformer
 
 # Resamples for the interval of a loss, and the share of them that lies inside.
 RESAMPLES, CONFIDENCE = 1000, 0.95
@@ -41,7 +41,7 @@ def find_transformer(nlp: Language) -> "EarlyExitTransformer":
     RETURNS (EarlyExitTransformer): The component; a warning says if there are others.
     RAISES (ValueError): If it has none; the message names what it has.
     """
-    from .pipeline.transformer import EarlyExitTransformer
+    from ..pipeline.transformer import EarlyExitTransformer
 
     transformers = [pipe for _, pipe in nlp.components if isinstance(pipe, EarlyExitTransformer)]
     if len(transformers) > 1:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from spacy.util import registry
 from torch import Tensor
 
-from .errors import Errors
+from ..errors import Errors
 
 UNIT_GAP = 2**30  # no window reaches as far
 

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .criteria import ExitCriterion
-from .engine import (
+from ..model.criteria import ExitCriterion
+from ..model.engine import (
     PAPER,
     MultiExitModule,
     Rules,
@@ -28,9 +28,9 @@ from .engine import (
     layer_macs,
     word_gaps,
 )
-from .offramps import IGNORE, uncertainty
-from .pieces import Pieces
-from .tasks import is_bio
+from ..model.offramps import IGNORE, uncertainty
+from ..model.pieces import Pieces
+from ..pipeline.tasks import is_bio
 
 # Where nothing is wrong, colder is always better; where nothing is right, hotter.
 COLDEST, HOTTEST = 0.1, 10.0

@@ -19,14 +19,14 @@ from spacy_transformers import Transformer
 from spacy_transformers.layers import TransformerModel
 from wasabi import msg
 
-from .architectures import module_of
-from .encoders import FAMILIES, SUPPORTED
-from .errors import Errors
-from .evaluation import component_scores, depth_scores, find_transformer
-from .files import beside, check_output, put
-from .pipeline.exit_setting import FULL_DEPTH
-from .pipeline.transformer import EarlyExitTransformer
-from .training.own_labels import prepare, read, tokens_of
+from ..errors import Errors
+from ..evaluation.scores import component_scores, depth_scores, find_transformer
+from ..files import beside, check_output, put
+from ..model.architecture import module_of
+from ..model.encoders import FAMILIES, SUPPORTED
+from ..pipeline.exit_setting import FULL_DEPTH
+from ..pipeline.transformer import EarlyExitTransformer
+from .own_labels import prepare, read, tokens_of
 
 LABELS = ("fill", "gold", "own")
 # Rates, draws and halting rules are those of configs/listeners_*.cfg: heads and off-ramps learn ten

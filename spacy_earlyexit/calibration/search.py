@@ -11,14 +11,14 @@ import numpy as np
 from spacy.training import Example
 from tqdm import tqdm
 
-from .criteria import SCHEDULES, ExitCriterion, SentenceExit, TokenExit
-from .errors import Errors
-from .evaluation import standard_error
+from ..errors import Errors
+from ..evaluation.scores import standard_error
+from ..model.criteria import SCHEDULES, ExitCriterion, SentenceExit, TokenExit
 from .measuring import TOLERANCE, Curve, Measurement, Probe, Sweep, aim, find_threshold
 from .recording import Recording
 
 if TYPE_CHECKING:
-    from .pipeline.transformer import EarlyExitTransformer
+    from ..pipeline.transformer import EarlyExitTransformer
 
 # Standard errors that a score has to be below the best one to be surely worse. One would leave the
 # choice to luck: the best of many runs has had some.

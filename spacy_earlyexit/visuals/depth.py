@@ -17,8 +17,8 @@ import wasabi
 from spacy.displacy import get_doc_settings
 from spacy.tokens import Doc
 
-from .errors import Errors
-from .extensions import exit_layers, exit_stats
+from ..errors import Errors
+from ..pipeline.extensions import exit_layers, exit_stats
 
 # From shallow to deep, for a terminal (xterm's number) and for the screen. Green, yellow, red, and
 # from the yellow on ever darker: deep words stand out also to those who can't tell red from green.

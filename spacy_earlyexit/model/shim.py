@@ -13,9 +13,9 @@ from thinc.api import Optimizer, get_torch_default_device, torch2xp, xp2torch
 from thinc.shims import PyTorchShim
 from torch import nn
 
+from ..errors import Errors, Warnings
 from .encoders import Encoder, EncoderConfig, quantize
 from .engine import MultiExitModule
-from .errors import Errors, Warnings
 from .offramps import OffRamps
 
 # Under this name the header of the weights has everything else.

@@ -19,8 +19,8 @@ from thinc.api import Model
 from thinc.shims.shim import Shim
 from tokenizers import Regex, Tokenizer, normalizers
 
-from .errors import Errors
-from .spans import SpanGetter, cut_windows, owners, unit_bounds
+from ..errors import Errors
+from .units import SpanGetter, cut_windows, owners, unit_bounds
 
 # Stands for "whitespace comes before" through the tokenizer's normaliser, which would turn a
 # literal U+2581 into a space and lose it. A private-use character: real text does not hold it.

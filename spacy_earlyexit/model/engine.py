@@ -38,9 +38,9 @@ from torch import Tensor, nn
 
 from .criteria import UNIT_GAP, ExitCriterion
 from .encoders import Encoder, EncoderConfig, EncoderLayer
-from .encoders.attention import attention
 from .encoders.layers import chunks_of
-from .encoders.products import roomy, rounded, take
+from .kernels.attention import attention
+from .kernels.products import roomy, rounded, take
 from .offramps import OffRamps, uncertainty
 from .pieces import Pieces, ranges
 

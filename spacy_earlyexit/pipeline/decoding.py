@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .pieces import ranges
+from ..model.pieces import ranges
 
 
 class Grammar(NamedTuple):

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..criteria import SCHEDULES, window_max
 from ..errors import Errors
+from .criteria import SCHEDULES, window_max
 
 # By how much a threshold follows what a unit's draw cost: small enough to average over units, large
 # enough to get from any start to where it belongs in the first tenth of a training.

@@ -1,0 +1,1 @@
+"""Operating points: recording, measuring and search."""

@@ -1,0 +1,1 @@
+"""Scores of depth and cost, statistics, and the benchmark."""

@@ -1,0 +1,1 @@
+"""Documents in, scores at exit out. Knows no pipeline and no component."""
