@@ -48,7 +48,7 @@ CORPORA = {
     "ewt": Corpus("EWT", "ewt", {"ner": "ents_f", "tag": "tag_acc"}),
     "gsd-zh": Corpus("GSD-zh", "gsd_zh", {"ner": "ents_f", "seg": "token_f"}, False),
 }
-SCORES = {"ents_f": ("names, F1", "f"), "tag_acc": ("tags, accuracy", "acc")}
+SCORES = {"ents_f": ("entities, F1", "f"), "tag_acc": ("tags, accuracy", "acc")}
 SCORES["token_f"] = ("words, F1", "f")
 PREFIXES = ("", "sentence")  # of the points in the table; others are for other uses
 STAGES = {"joint": "stage 1", "self_sampling": "stage 2"}

@@ -14,12 +14,14 @@ if TYPE_CHECKING:
     from .conversion.convert import convert
     from .evaluation.scores import evaluate
     from .model.criteria import FixedExit, SentenceExit, TokenExit
+    from .pipeline.consumer import ExitConsumer
     from .pipeline.extensions import install_extensions, word_record
     from .pipeline.tasks import Task, TokenExtensionTask, aligned, tasks
     from .visuals.depth import depth_html, depth_svg, depth_text
 
 _HOMES = {
     "model.criteria": ("TokenExit", "SentenceExit", "FixedExit"),
+    "pipeline.consumer": ("ExitConsumer",),
     "pipeline.tasks": ("Task", "TokenExtensionTask", "aligned", "tasks"),
     "pipeline.extensions": ("install_extensions", "word_record"),
     "visuals.depth": ("depth_text", "depth_svg", "depth_html"),
@@ -30,6 +32,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "ExitConsumer",
     "FixedExit",
     "Search",
     "SentenceExit",

@@ -146,9 +146,9 @@ def test_table_has_mean_and_spread_over_seeds(tmp_path):
     assert text.startswith("Above\n") and text.endswith("Below\n") and "old" not in text
     lines = text.splitlines()
     cut = "cut and fine-tuned | 41.00 ± 1.41 | 41.00 ± 1.41 (2.00×) |  |  | 2 |"
-    assert f"| WNUT-17 | names, F1 | {cut}" in lines
+    assert f"| WNUT-17 | entities, F1 | {cut}" in lines
     ours = "stage 2, token exit | 50.00 ± 0.00 | 46.00 ± 1.41 (1.90×) |  |  | 2 |"
-    assert f"| WNUT-17 | names, F1 | {ours}" in lines
+    assert f"| WNUT-17 | entities, F1 | {ours}" in lines
     assert "| EWT | tags, accuracy | cut and fine-tuned | 90.00 |  |  |  | 1 |" in lines
     assert picture.read_text().count("<svg") == 1
 
@@ -163,7 +163,7 @@ def test_losses_are_means_over_seeds_with_their_intervals(tmp_path):
     page.write_text("<!-- results losses: begin -->\n<!-- results losses: end -->\n")
     args = ["losses", "--results", str(tmp_path), "--page", str(page)]
     assert runner.invoke(script.app, args).exit_code == 0
-    ours = "| WNUT-17 | names, F1 | stage 2, token exit | 1.50 (-0.50 to 4.50) |  |  | 2 |"
+    ours = "| WNUT-17 | entities, F1 | stage 2, token exit | 1.50 (-0.50 to 4.50) |  |  | 2 |"
     lines = page.read_text().splitlines()
     assert ours in lines and len(lines) == 5, "nothing else has losses"
 

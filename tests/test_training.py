@@ -41,7 +41,9 @@ JOINT = ROOT / "configs" / "joint.cfg"
 SELF_SAMPLING = ROOT / "configs" / "self_sampling.cfg"
 ZH_JOINT = ROOT / "configs" / "zh_joint.cfg"
 ZH_SELF_SAMPLING = ROOT / "configs" / "zh_self_sampling.cfg"
-CONFIGS = [JOINT, SELF_SAMPLING, ZH_JOINT, ZH_SELF_SAMPLING]
+PAPER_JOINT = ROOT / "configs" / "paper_joint.cfg"
+PAPER_SELF_SAMPLING = ROOT / "configs" / "paper_self_sampling.cfg"
+CONFIGS = [JOINT, SELF_SAMPLING, ZH_JOINT, ZH_SELF_SAMPLING, PAPER_JOINT, PAPER_SELF_SAMPLING]
 
 
 # --- spacy train ---------------------------------------------------------------------------
@@ -253,10 +255,9 @@ def test_stage2_without_stage1_names_the_setting(corpus, tmp_path):
 
 def paths_for(config, encoder, corpus):
     paths = {"paths.train": corpus, "paths.dev": corpus}
-    extra = (
-        {"paths.encoder": encoder} if config in (JOINT, ZH_JOINT) else {"paths.stage1": "somewhere"}
-    )
-    return {**paths, **extra}
+    if config.stem.endswith("joint"):
+        return {**paths, "paths.encoder": encoder}
+    return {**paths, "paths.stage1": "somewhere"}
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
@@ -278,6 +279,30 @@ def test_fill_config(config, tmp_path):
     filled = spacy.util.load_config(first, interpolate=False)
     for section in ("components", "training", "initialize", "corpora"):
         assert flat(ours[section]).items() <= flat(filled[section]).items()
+
+
+@pytest.mark.slow
+def test_the_papers_rules_train_both_stages(encoder, corpus, tmp_path):
+    """What is drawn, copied and weighed is the paper's."""
+    paths = {"paths.train": corpus, "paths.dev": corpus}
+    few = {"training.optimizer.learn_rate.total_steps": 4, "training.eval_frequency": 2}
+    stage1 = run_train(PAPER_JOINT, tmp_path / "1", **paths, **few, **{"paths.encoder": encoder})
+    last = {"paths.stage1": str(stage1.path / "model-last")}
+    scorer = {"components.transformer.scorer.speedups": [1.5]}
+    stage2 = run_train(PAPER_SELF_SAMPLING, tmp_path / "2", **paths, **few, **last, **scorer)
+    rules = {"special_share": 0.0, "reach": None, "mean_pieces": False, "catch_up": 0}
+    for stage in (stage1, stage2):
+        nlp = spacy.load(stage.path / "model-last")
+        model = nlp.config["components"]["transformer"]["model"]
+        assert {**rules, "offramp_context": 0}.items() <= model.items()
+        names = [
+            name for name, _ in module_of(nlp.get_pipe("transformer").model).named_parameters()
+        ]
+        assert not [name for name in names if "catch_up" in name]
+    sampling = nlp.config["components"]["transformer"]["self_sampling"]
+    assert sampling["windows"] == [2, 3, 4, 5, 6, 7] and max(sampling["thresholds"]) == 0.25
+    assert sampling["schedule"] == "constant" and sampling["speedups"] is None
+    assert nlp.get_pipe("transformer").loss.keywords["layer_weights"] == "linear"
 
 
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*.cfg")), ids=lambda p: p.stem)
