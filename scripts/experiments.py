@@ -26,6 +26,7 @@ from spacy_earlyexit.files import write_json
 from spacy_earlyexit.model.architecture import module_of
 
 ROOT = Path(__file__).parent.parent
+PLAN = ROOT / "configs" / "experiments.yml"
 # Where the corpus names no others.
 CONFIGS = {"stage1": "joint.cfg", "stage2": "self_sampling.cfg"}
 SPEEDUPS = (2.0, 3.0, 4.0, 5.0)
@@ -36,7 +37,7 @@ app = typer.Typer(add_completion=False)
 @app.command("run")
 def run_cli(
     encoder: Annotated[str, typer.Option(help="Hub name or folder of a Hugging Face encoder")],
-    plan: Annotated[Path, typer.Option(exists=True)] = ROOT / "configs" / "experiments.yml",
+    plan: Annotated[Path, typer.Option(exists=True)] = PLAN,
     only: Annotated[str, typer.Option(help="Names of experiments, with commas; all")] = "",
     output: Annotated[Path, typer.Option(help="Folder for the results")] = Path(
         "metrics/experiments"
@@ -270,18 +271,24 @@ def _temperatures(kind: str) -> tuple[bool, dict[str, float]]:
 @app.command("table")
 def table_cli(
     results: Annotated[Path, typer.Option(exists=True)] = Path("metrics/experiments"),
+    plan: Annotated[Path, typer.Option(exists=True)] = PLAN,
     only: Annotated[str, typer.Option(help="Names of experiments, with commas; all")] = "",
     absolute: Annotated[bool, typer.Option(help="Scores at each speed-up, not changes")] = False,
     page: Annotated[Path | None, typer.Option(help="Replace the table in this file")] = None,
     block: Annotated[str, typer.Option(help="Name of the table in that file")] = "experiments",
 ) -> None:
-    """Print the results: dev scores at full depth, and what is lost at each MAC speed-up."""
+    """Print the results: dev scores at full depth, and what is lost at each MAC speed-up.
+
+    Results of experiments that the plan no longer has are marked as history.
+    """
     found = [srsly.read_json(path) for path in sorted(results.glob("*.json"))]
     names = only.split(",") if only else list(dict.fromkeys(own["name"] for own in found))
     if unknown := sorted(set(names) - {own["name"] for own in found}):
         msg.fail(f"{results} has no result of {', '.join(unknown)}", exits=1)
     chosen = [own for name in names for own in found if own["name"] == name]
     header, rows = table(chosen, absolute)
+    planned = srsly.read_yaml(plan)["experiments"]
+    rows = [[name if name in planned else f"{name} (history)", *cells] for name, *cells in rows]
     print(text_table(rows, header=header, divider=True, max_col=60))
     if page:
         replace_block(page, block, markdown_table(header, rows))

@@ -2,9 +2,11 @@
 
 import ast
 import re
+import shutil
 
 import pytest
 from conftest import ROOT
+from weasel.cli.document import project_document
 
 import spacy_earlyexit
 
@@ -68,3 +70,11 @@ def test_every_page_of_docs_is_linked():
         for link in LINK.findall(prose(page))
     }
     assert set(ROOT.glob("docs/*.md")) <= linked
+
+
+def test_the_readme_has_the_commands_of_the_project(tmp_path):
+    """`spacy project run readme` was run after the last change of project.yml."""
+    page = tmp_path / "README.md"
+    shutil.copy(ROOT / "README.md", page)
+    project_document(ROOT, page)
+    assert page.read_text("utf8") == (ROOT / "README.md").read_text("utf8")

@@ -116,14 +116,13 @@ def test_runs_what_has_no_result_and_shares_stage_one(run, tmp_path):
 
     page = tmp_path / "page.md"
     page.write_text("a\n<!-- experiments: begin -->\nold\n<!-- experiments: end -->\nb\n")
-    table = runner.invoke(
-        script.app, ["table", "--results", str(tmp_path / "results"), "--page", str(page)]
-    )
+    of_plan = ["--results", str(tmp_path / "results"), "--plan", str(tmp_path / "plan.yml")]
+    table = runner.invoke(script.app, ["table", *of_plan, "--page", str(page)])
     assert table.exit_code == 0, table.output
     text = page.read_text()
     assert text.startswith("a\n<!--") and text.endswith("-->\nb\n") and "old" not in text
     assert text.count("| ents_f |") == 3
-    some = ["table", "--results", str(tmp_path / "results"), "--only"]
+    some = ["table", *of_plan, "--only"]
     table = runner.invoke(script.app, [*some, "special,first"])
     names = [line.split()[0] for line in table.output.strip().splitlines()[2:]]
     assert names == ["special", "first"]
@@ -156,6 +155,27 @@ def test_table_says_what_is_lost():
     assert script.table(results)[1] == [expected]
     expected = ["x", "2", "ents_f", "76.00 ± 1.41", "76.00 ± 2.83", "", "", ""]
     assert script.table(results, absolute=True)[1] == [expected]
+
+
+def test_rows_that_the_plan_no_longer_has_are_history(tmp_path):
+    for name in ("now", "then"):
+        rows = [{"setting": "full depth", "ents_f": 0.5}]
+        srsly.write_json(tmp_path / f"{name}-0.json", {"name": name, "seed": 0, "rows": rows})
+    plan = tmp_path / "plan.yml"
+    srsly.write_yaml(plan, {"experiments": {"now": {}}})
+    shown = runner.invoke(script.app, ["table", "--results", str(tmp_path), "--plan", str(plan)])
+    assert shown.exit_code == 0, shown.output
+    now, then = shown.output.strip().splitlines()[2:]
+    assert now.startswith("now  ") and then.startswith("then (history)  ")
+
+
+def test_the_page_has_every_result():
+    """Rows whose settings are gone stay, marked."""
+    shown = (ROOT / "docs" / "experiments.md").read_text("utf8")
+    plan = srsly.read_yaml(ROOT / "configs" / "experiments.yml")["experiments"]
+    for path in (ROOT / "metrics" / "experiments").glob("*.json"):
+        name = srsly.read_json(path)["name"]
+        assert f"| {name if name in plan else f'{name} (history)'} |" in shown
 
 
 def test_the_plan_names_settings_that_exist():
