@@ -17,7 +17,7 @@ from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 
 import spacy_earlyexit.calibration.search as module
-from spacy_earlyexit import measuring
+from spacy_earlyexit.calibration import measuring
 from spacy_earlyexit.calibration.measuring import Curve, Measurement, Probe, Sweep, find_threshold
 from spacy_earlyexit.calibration.recording import expected_error, gold_chances
 from spacy_earlyexit.calibration.search import Candidate, Search, calibrate

@@ -113,6 +113,7 @@ def test_stage2_trains_its_maps_and_keeps_those_it_is_given(encoder, trained, tm
         "@misc": "spacy-earlyexit.SelfSampling.v1",
         "windows": [0],
         "thresholds": [halfway(trained).threshold],
+        "speedups": None,
         "full_depth": 0.0,
     }
     nlp = from_stage1(

@@ -68,7 +68,7 @@ def test_spacy_runs_info_as_json(pipeline, trained, encoder):
             "heads": 4,
             "positions": 64,
             "parameters": sum(p.numel() for p in module.encoder.parameters()),
-            "offramp_parameters": 4 * 5 * (32 + 1),  # layers, O and B- and I- of two types
+            "offramp_parameters": 4 * 5 * (3 * 32 + 1),  # layers, O and B- and I- of two types
         },
         "span_getter": {"@span_getters": "spacy-transformers.doc_spans.v1"},
         "tasks": {"ner": {"labels": ["LOC", "PER"], "rules_exit": True}},
@@ -328,7 +328,6 @@ def test_stage_2_takes_tokenizer_and_labels_from_stage_1(paths, pipeline, corpor
         "paths.encoder": "/no/such/encoder",
         "paths.stage1": str(pipeline),
         "paths.train": str(corpora / "dev.spacy"),
-        "components.transformer.model.offramp_context": 0,
     }
     code, out = run_cli("debug-data", ROOT / "configs/self_sampling.cfg", *cli_args(overrides))
     assert code == 0

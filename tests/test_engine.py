@@ -359,10 +359,11 @@ def test_joint_loss_weights():
     keep = gold != IGNORE
     ce = [torch.nn.functional.cross_entropy(s[keep], gold[keep]) for s in scores]
     expected = (1 * ce[0] + 2 * ce[1] + 3 * ce[2]) / 6
-    loss = joint_loss(layers, {"ner": gold}, {"ner": slice(0, 3)}, 3)
+    of_task = {"ner": gold}, {"ner": slice(0, 3)}, 3
+    loss = joint_loss(layers, *of_task, layer_weights="linear")
     torch.testing.assert_close(loss, expected)
     # a batch that left at layer 2 weighs less, not its two layers more
-    left = joint_loss(layers[:2], {"ner": gold}, {"ner": slice(0, 3)}, 3)
+    left = joint_loss(layers[:2], *of_task, layer_weights="linear")
     torch.testing.assert_close(left, (1 * ce[0] + 2 * ce[1]) / 6)
 
 

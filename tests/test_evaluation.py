@@ -23,7 +23,7 @@ from spacy_earlyexit.evaluation.scores import (
     paired_losses,
 )
 from spacy_earlyexit.model.criteria import TokenExit
-from spacy_earlyexit.model.encoders import attention, products
+from spacy_earlyexit.model.kernels import attention, products
 
 N_LAYERS = 4
 

@@ -36,8 +36,9 @@ from transformers import (
 from spacy_earlyexit.cli.info import describe
 from spacy_earlyexit.model.architecture import Request, module_of
 from spacy_earlyexit.model.criteria import FixedExit, TokenExit
-from spacy_earlyexit.model.encoders import FAMILIES, SUPPORTED, attention, load_encoder, products
+from spacy_earlyexit.model.encoders import FAMILIES, SUPPORTED, load_encoder
 from spacy_earlyexit.model.encoders.families import canonical_state
+from spacy_earlyexit.model.kernels import attention, products
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from agreement import padded_rows

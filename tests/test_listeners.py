@@ -54,6 +54,7 @@ def make_listening(encoder, factories=("tagger", "ner"), examples=None, **config
     nlp = spacy.blank("en")
     model = {
         "name": encoder,
+        "offramp_lr_scale": 10.0,
         "transformer_config": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     }
     nlp.add_pipe("earlyexit_transformer", name="transformer", config={"model": model, **config})
@@ -359,6 +360,7 @@ def predictions(nlp, texts=tuple(text for text, _ in TEXTS)):
 def test_maps_of_early_rows_are_learned_and_stored(encoder, tmp_path):
     """Only rows that left early go through them, and only what listeners want moves them."""
     draws = {"@misc": "spacy-earlyexit.SelfSampling.v1", "windows": [0], "thresholds": [1.0]}
+    draws["speedups"] = None
     model = {"name": encoder, "align_exits": True}
     nlp = make_listening(encoder, model=model, self_sampling=draws, record=["trf_data"])
     transformer = nlp.get_pipe("transformer")
@@ -664,6 +666,7 @@ def test_stage_2_goes_on_with_sourced_heads(swapped, capfd):
         "@misc": "spacy-earlyexit.SelfSampling.v1",
         "windows": [1, 2],
         "thresholds": [0.2, 0.5],
+        "speedups": None,
         "aggressive": 0.2,
         "full_depth": 0.2,
     }

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from spacy_earlyexit import architectures, memory
+from spacy_earlyexit.model import architecture
+from spacy_earlyexit.model.kernels import memory
 from spacy_earlyexit.model.kernels.memory import keep_freed_memory
 
 needs_glibc = pytest.mark.skipif(
@@ -73,6 +74,6 @@ def test_another_malloc_is_left_alone(monkeypatch):
 
 def test_prediction_asks_for_it(trained, monkeypatch):
     asked = []
-    monkeypatch.setattr(architectures, "keep_freed_memory", lambda: asked.append(True))
+    monkeypatch.setattr(architecture, "keep_freed_memory", lambda: asked.append(True))
     trained("Anna lives in Berlin")
     assert asked

@@ -310,7 +310,8 @@ def test_words_of_a_long_document_have_their_own_scores(tmp_path):
     """Every word has its own scores, whichever window it was read in. Seen with an encoder that
     knows neither positions nor neighbours, so that a word has the scores it has alone.
     """
-    nlp = make_nlp(str(make_encoder(tmp_path, n_positions=64)))
+    alone = {"offramp_context": 0}
+    nlp = make_nlp(str(make_encoder(tmp_path, n_positions=64)), model=alone)
     encoder = nlp.get_pipe("transformer").model.shims[0].module.encoder
     encoder.positions.weight.data.zero_()
     for layer in encoder.layers:  # no attention: a word's scores depend on the word alone

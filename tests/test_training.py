@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import inspect
 import io
 import itertools
 import json
@@ -24,7 +25,11 @@ from spacy.util import registry
 from test_engine import engine, make_module, make_pieces
 
 from spacy_earlyexit.calibration.search import Search, calibrate
-from spacy_earlyexit.model.architecture import module_of
+from spacy_earlyexit.model.architecture import (
+    MultiExitTransformer,
+    Tok2VecMultiExit,
+    module_of,
+)
 from spacy_earlyexit.model.criteria import FixedExit, TokenExit, window_max
 from spacy_earlyexit.model.engine import Batch, run
 from spacy_earlyexit.model.offramps import IGNORE, joint_loss, make_joint_loss, uncertainty
@@ -34,6 +39,7 @@ from spacy_earlyexit.model.self_sampling import (
     SelfSampling,
     make_self_sampling,
 )
+from spacy_earlyexit.pipeline.transformer import DEFAULT_CONFIG
 from spacy_earlyexit.training.exit_scorer import make_exit_scorer
 
 N_LAYERS = 4
@@ -281,6 +287,56 @@ def test_fill_config(config, tmp_path):
         assert flat(ours[section]).items() <= flat(filled[section]).items()
 
 
+def test_the_defaults_are_the_shipped_recipe(tmp_path):
+    """A config that names the factory only, nlp.add_pipe and joint.cfg are the same."""
+    bare, filled, joint = (tmp_path / f"{name}.cfg" for name in ("bare", "filled", "joint"))
+    bare.write_text(
+        '[nlp]\nlang = "en"\npipeline = ["transformer"]\n'
+        '[components]\n[components.transformer]\nfactory = "earlyexit_transformer"\n'
+    )
+    fill_config(filled, bare, silent=True)
+    fill_config(joint, JOINT, silent=True)
+    nlp = spacy.blank("en")
+    nlp.add_pipe("earlyexit_transformer", name="transformer")
+    blocks = [
+        spacy.util.load_config(path, interpolate=False)["components"]["transformer"]
+        for path in (filled, joint)
+    ]
+    blocks.append(nlp.config["components"]["transformer"])
+    for block in blocks:
+        assert isinstance(block["model"].pop("name"), str)
+    assert blocks[0] == blocks[1] == blocks[2]
+
+
+@pytest.mark.parametrize("function", [MultiExitTransformer, Tok2VecMultiExit])
+def test_an_architecture_that_is_only_named_has_the_defaults(function):
+    """As does the transformer of a pipeline that was made for spacy-transformers."""
+    model = DEFAULT_CONFIG["transformer"]["model"]
+    parameters = inspect.signature(function).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
+    known = {name: value for name, value in defaults.items() if name in model}
+    assert len(known) >= 8
+    assert known == {name: model[name] for name in known}
+
+
+def test_stage_two_has_the_defaults_of_self_sampling():
+    sampling = spacy.util.load_config(SELF_SAMPLING)["components"]["transformer"]["self_sampling"]
+    parameters = inspect.signature(make_self_sampling).parameters.values()
+    defaults = {
+        p.name: list(p.default) if type(p.default) is tuple else p.default for p in parameters
+    }
+    assert {name: defaults[name] for name in sampling if name != "@misc"} == {
+        name: value for name, value in sampling.items() if name != "@misc"
+    }
+
+
+def test_stage_two_changes_what_the_readme_says():
+    """The two shipped stages differ in the model by these only."""
+    one, two = (flat(spacy.util.load_config(path)["components"]) for path in (JOINT, SELF_SAMPLING))
+    changed = {key.rpartition(".")[2] for key in one if key in two and one[key] != two[key]}
+    assert changed == {"special_share", "catch_up", "offramp_lr_scale", "speedups"}
+
+
 @pytest.mark.slow
 def test_the_papers_rules_train_both_stages(encoder, corpus, tmp_path):
     """What is drawn, copied and weighed is the paper's."""
@@ -365,7 +421,9 @@ WINDOWS, THRESHOLDS = [1, 3, 5], [0.05, 0.1, 0.25]
 
 def draw(n=20_000, seed=0, **shares):
     torch.manual_seed(seed)
-    sampled = make_self_sampling(WINDOWS, THRESHOLDS, **shares)(n, n_layers=3)
+    settings = {"aggressive": 0.2, "full_depth": 0.4, "schedule": "constant", **shares}
+    sampling = make_self_sampling(WINDOWS, THRESHOLDS, speedups=None, **settings)
+    sampled = sampling(n, n_layers=3)
     # thresholds are stored in single precision
     return sampled.window.numpy(), np.round(sampled.threshold.numpy().astype(float), 6)
 
@@ -422,7 +480,9 @@ def test_sampling_is_reproducible():
 )
 def test_impossible_sampling(settings, message):
     with pytest.raises(ValueError, match=message):
-        make_self_sampling(**{"windows": WINDOWS, "thresholds": THRESHOLDS, **settings})
+        make_self_sampling(
+            **{"windows": WINDOWS, "thresholds": THRESHOLDS, "speedups": None, **settings}
+        )
 
 
 def test_sampled_exit_equals_token_exit_per_unit():
@@ -478,7 +538,7 @@ def test_thresholds_follow_the_speedups_that_are_wanted():
 
 
 def test_given_thresholds_stay():
-    sampling = make_self_sampling([0], [0.01, 0.1], full_depth=0.0)
+    sampling = make_self_sampling([0], [0.01, 0.1], full_depth=0.0, speedups=None)
     sampled = sampling(5, n_layers=3)
     sampling.follow(sampled, np.full(5, 10.0), np.full(5, 10.0))
     assert sampling.grid.tolist() == [pytest.approx([0.01, 0.1])]
@@ -495,12 +555,13 @@ def test_training_moves_the_thresholds(encoder, speedup, start, grows):
 
 
 def test_sampled_thresholds_grow_over_depth():
-    sampled = make_self_sampling([0], [0.01], full_depth=0.0, schedule="linear")(5, n_layers=4)
+    sampled = make_self_sampling([0], [0.01], full_depth=0.0, speedups=None)(5, n_layers=4)
     assert sampled.factors == [1.0, 2.0, 3.0, 4.0]
 
 
 def stage2_nlp(encoder, **sampling):
     block = {"@misc": "spacy-earlyexit.SelfSampling.v1", "windows": [0], "thresholds": [1.0]}
+    block["speedups"] = None
     model = {
         "transformer_config": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     }
@@ -543,6 +604,7 @@ def test_a_frozen_copy_decides_at_full_depth(encoder):
     the same copy although the weights have changed.
     """
     sampling = {"windows": [1], "thresholds": [0.8], "aggressive": 0.0, "full_depth": 0.0}
+    sampling["schedule"] = "constant"
     nlp = stage2_nlp(encoder, frozen=True, **sampling)
     transformer = nlp.get_pipe("transformer")
     docs = [eg.predicted for eg in make_examples(nlp)]
@@ -550,7 +612,10 @@ def test_a_frozen_copy_decides_at_full_depth(encoder):
     module_of(model).offramps.weight.data *= 10  # else all words are about as uncertain
     pieces = model.layers[0].predict(docs)
     units = np.argsort(np.diff(pieces.unit_starts), kind="stable")
-    batch, out = run(module_of(model), pieces, units, None, ["ner"], every_offramp=True)
+    rules = model.attrs["rules"]
+    batch, out = run(
+        module_of(model), pieces, units, None, ["ner"], rules=rules, every_offramp=True
+    )
     given = np.full(len(batch.pieces_word), N_LAYERS)
     for layer, _, scores in reversed(out.layer_scores[:-1]):
         doubt = uncertainty(scores.detach(), {"ner": slice(0, scores.shape[1])})
@@ -578,7 +643,7 @@ def test_distillation_pulls_towards_the_last_layer_or_the_teacher():
     # word 2 had left before layer 3
     words = [torch.tensor(w) for w in ([0, 1, 2], [1, 2, 3], [0, 1, 3])]
     layers = [(i + 1, words[i], scores[i]) for i in range(3)]
-    plain = joint_loss(layers, gold, slices, 3)
+    plain = joint_loss(layers, gold, slices, 3, layer_weights="linear")
 
     def divergence(own, target):
         p = torch.softmax(target.detach(), dim=-1)
@@ -593,7 +658,7 @@ def test_distillation_pulls_towards_the_last_layer_or_the_teacher():
         return total / n_words
 
     last = dict(zip(words[2].tolist(), scores[2], strict=True))
-    loss = joint_loss(layers, gold, slices, 3, distill=0.5)
+    loss = joint_loss(layers, gold, slices, 3, layer_weights="linear", distill=0.5)
     torch.testing.assert_close(loss, plain + 0.5 * expected([1 / 6, 2 / 6, 3 / 6], last, 3))
     teacher = torch.randn(4, 5)
     loss = joint_loss(

@@ -552,9 +552,9 @@ def test_init_from_a_pipeline_without_such_a_component(encoder, tmp_path):
         from_stage1(encoder, tmp_path)
 
 
-@pytest.mark.parametrize("setting,value", [("offramp_context", 1), ("align_exits", True)])
+@pytest.mark.parametrize("setting,value", [("offramp_context", 2), ("align_exits", True)])
 def test_init_from_weights_of_another_shape(encoder, stage1, setting, value):
-    expected = rf"it has {setting} = (0|False), .*transformer.model.* {value}"
+    expected = rf"it has {setting} = (1|False), .*transformer.model.* {value}"
     with pytest.raises(ValueError, match=expected):
         from_stage1(encoder, stage1, model={setting: value})
 

@@ -148,7 +148,7 @@ def test_an_interrupted_update_leaves_no_dropout_behind(nlp, monkeypatch):
 def test_new_weights_end_an_earlier_training(encoder, how):
     """Neither its gradients nor its frozen copy go on, and nothing is searched for."""
     sampling = {"@misc": "spacy-earlyexit.SelfSampling.v1", "frozen": True}
-    sampling |= {"windows": [0], "thresholds": [0.5]}
+    sampling |= {"windows": [0], "thresholds": [0.5], "speedups": None}
     nlp = make_nlp(encoder, self_sampling=sampling)
     transformer = transformer_of(nlp)
     data = nlp.to_bytes()

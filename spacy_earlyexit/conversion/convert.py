@@ -40,6 +40,7 @@ SELF_SAMPLING = {
     "@misc": "spacy-earlyexit.SelfSampling.v1",
     "windows": [0, 1, 2],
     "thresholds": [0.002, 0.005, 0.01, 0.02, 0.04],
+    "speedups": None,
     "schedule": "linear",
     "aggressive": 0.2,
     "full_depth": 0.2,

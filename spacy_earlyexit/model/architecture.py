@@ -102,13 +102,13 @@ def MultiExitTransformer(
     get_spans: SpanGetter,
     tokenizer_config: dict[str, Any],
     transformer_config: dict[str, Any],
-    encoder_lr_scale: float,
-    offramp_lr_scale: float,
-    special_share: float = 0.0,
-    reach: int | None = None,
+    encoder_lr_scale: float = 1.0,
+    offramp_lr_scale: float = 100.0,
+    special_share: float = 0.5,
+    reach: int | None = 2,
     renorm: bool = False,
-    mean_pieces: bool = False,
-    offramp_context: int = 0,
+    mean_pieces: bool = True,
+    offramp_context: int = 1,
     align_exits: bool = False,
     catch_up: int = 0,
     mixed_precision: bool = False,
@@ -121,11 +121,10 @@ def MultiExitTransformer(
     tokenizer_config, transformer_config (Dict[str, Any]): Passed on to AutoTokenizer and AutoConfig
         when the encoder is loaded, for example {"hidden_dropout_prob": 0.2}.
     encoder_lr_scale, offramp_lr_scale (float): Factors on the optimiser's learning rate. The
-        paper's code gives off-ramps ten times the encoder's rate.
+        classifiers have to be ahead of the encoder.
     special_share, reach, renorm, mean_pieces: What follows from a word's exit, see engine.Rules.
-        The defaults are the paper's. A pipeline keeps what it was trained with in its config.
-    offramp_context (int): Words on each side that an off-ramp sees beside its own. The paper's see
-        none.
+        The defaults did best on dev (docs/experiments.md); docs/paper.md has the paper's.
+    offramp_context (int): Words on each side that an off-ramp sees beside its own.
     align_exits (bool): A linear map per layer brings rows that leave behind it to where those of
         the last layer are. Only what listeners get goes through it, and learns it.
     catch_up (int): Rank of a linear map per layer that moves halted rows to about where the layer
@@ -197,8 +196,6 @@ def as_multi_exit(model: Model, component: str) -> Model:
         model.attrs["get_spans"],
         model._init_tokenizer_config,
         model._init_transformer_config,
-        encoder_lr_scale=1.0,
-        offramp_lr_scale=10.0,
     )
 
 
@@ -411,15 +408,15 @@ def Tok2VecMultiExit(
     get_spans: SpanGetter,
     tokenizer_config: dict[str, Any],
     transformer_config: dict[str, Any],
-    encoder_lr_scale: float,
-    offramp_lr_scale: float,
     pooling: Model[Ragged, Floats2d],
     grad_factor: float = 1.0,
-    special_share: float = 0.0,
-    reach: int | None = None,
+    encoder_lr_scale: float = 1.0,
+    offramp_lr_scale: float = 100.0,
+    special_share: float = 0.5,
+    reach: int | None = 2,
     renorm: bool = False,
-    mean_pieces: bool = False,
-    offramp_context: int = 0,
+    mean_pieces: bool = True,
+    offramp_context: int = 1,
     align_exits: bool = False,
     catch_up: int = 0,
 ) -> Model[list[Doc], list[Floats2d]]:
@@ -430,11 +427,11 @@ def Tok2VecMultiExit(
     Its off-ramps decide with the exit setting that the transformer had when it was put in; they are
     not trained any more.
 
-    name, get_spans, tokenizer_config, transformer_config, encoder_lr_scale, offramp_lr_scale,
-        special_share, reach, renorm, mean_pieces, offramp_context, align_exits, catch_up: As for
-        MultiExitTransformer.
+    name, get_spans, tokenizer_config, transformer_config: As for MultiExitTransformer.
     pooling (Model): Makes one vector of a token's pieces.
     grad_factor (float): Factor on the gradient from the component.
+    encoder_lr_scale, offramp_lr_scale, special_share, reach, renorm, mean_pieces, offramp_context,
+        align_exits, catch_up: As for MultiExitTransformer.
     """
     transformer = MultiExitTransformer(
         name,
@@ -502,9 +499,10 @@ def replace_listener_cfg(
     transformer_cfg: dict[str, Any], listener_cfg: dict[str, Any]
 ) -> dict[str, Any]:
     """The config that nlp.replace_listeners stores instead of the listener's."""
-    kept = {key: listener_cfg[key] for key in ("pooling", "grad_factor") if key in listener_cfg}
-    settings: dict[str, Any] = {"encoder_lr_scale": 1.0, "offramp_lr_scale": 10.0}
-    settings.update(transformer_cfg, **kept)
+    kept: dict[str, Any] = {
+        key: listener_cfg[key] for key in ("pooling", "grad_factor") if key in listener_cfg
+    }
+    settings: dict[str, Any] = {**transformer_cfg, **kept}
     for key in ("mixed_precision", "grad_scaler_config"):  # of a spacy-transformers model
         settings.pop(key, None)
     return {**settings, "@architectures": "spacy-earlyexit.Tok2VecMultiExit.v1"}

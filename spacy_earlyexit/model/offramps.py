@@ -148,7 +148,7 @@ def joint_loss(
     n_layers: int,
     *,
     teacher: Tensor | None = None,
-    layer_weights: str = "linear",
+    layer_weights: str = "uniform",
     task_weights: Mapping[str, float] | None = None,
     distill: float = 0.0,
 ) -> Tensor:
@@ -163,7 +163,7 @@ def joint_loss(
     n_layers (int): Layers of the encoder, also those that no unit of the batch lived to see.
     teacher (Optional[Tensor]): Scores to learn from, shape (n_words, n_classes). None: those of the
         last layer, for the words that got there.
-    layer_weights (str): "linear": w_l = l, as in the paper; "uniform": w_l = 1.
+    layer_weights (str): "uniform": w_l = 1; "linear": w_l = l, as in the paper.
     task_weights (Optional[Mapping[str, float]]): What each task's loss is multiplied with; 1 for
         those that it does not name.
     distill (float): Weight of the divergence of each layer's distribution from the teacher's.
@@ -218,13 +218,13 @@ def joint_loss(
 
 
 def make_joint_loss(
-    layer_weights: str = "linear",
+    layer_weights: str = "uniform",
     distill: float = 0.0,
     task_weights: dict[str, float] | None = None,
 ) -> Callable[..., Tensor]:
     """Registered as spacy-earlyexit.JointLoss.v1; for `loss` of the transformer.
 
-    layer_weights (str): "linear" (each layer weighs its number, as in the paper) or "uniform".
+    layer_weights (str): "uniform", or "linear": each layer weighs its number, as in the paper.
     distill (float): Weight of self-distillation: how much each layer also learns the distribution
         of the last one, or of the frozen copy if self-sampling keeps one. 0: gold only.
     task_weights (Optional[Dict[str, float]]): What the loss of a task counts, such as {"ner": 2.0};

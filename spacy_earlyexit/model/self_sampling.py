@@ -155,13 +155,13 @@ class SampledExit:
 
 
 def make_self_sampling(
-    windows: list[int],
-    thresholds: list[float] | None = None,
-    aggressive: float = 0.2,
-    full_depth: float = 0.4,
+    windows: Sequence[int] = (1, 2, 3),
+    thresholds: Sequence[float] | None = None,
+    aggressive: float = 0.1,
+    full_depth: float = 0.2,
     frozen: bool = False,
-    schedule: str = "constant",
-    speedups: list[float] | None = None,
+    schedule: str = "linear",
+    speedups: Sequence[float] | None = (1.5, 2.0, 3.0, 4.0, 5.0),
 ) -> SelfSampling:
     """Registered as spacy-earlyexit.SelfSampling.v1; for `self_sampling` of the transformer. See
     SelfSampling for the settings; of `thresholds` and `speedups` one is null.

@@ -40,11 +40,15 @@ DEFAULT_CONFIG = Config().from_str(
 tasks = null
 exit = null
 self_sampling = null
-loss = null
 record = []
 max_batch_items = 24576
 precision = "float32"
 set_extra_annotations = null
+
+[transformer.loss]
+@misc = "spacy-earlyexit.JointLoss.v1"
+layer_weights = "uniform"
+task_weights = null
 
 [transformer.model]
 @architectures = "spacy-earlyexit.MultiExitTransformer.v1"
@@ -52,13 +56,22 @@ name = "bert-base-cased"
 tokenizer_config = {"use_fast": true}
 transformer_config = {}
 encoder_lr_scale = 1.0
-offramp_lr_scale = 10.0
+offramp_lr_scale = 100.0
+special_share = 0.5
+reach = 2
+mean_pieces = true
+offramp_context = 1
+align_exits = false
+catch_up = 0
+mixed_precision = false
 
 [transformer.model.get_spans]
 @span_getters = "spacy-transformers.doc_spans.v1"
 
 [transformer.scorer]
 @scorers = "spacy-earlyexit.exit_scorer.v1"
+speedups = []
+window = 2
 """
 )
 
@@ -97,7 +110,7 @@ def make_transformer(
         or a criterion. Given at load it beats what is stored. None: what is stored, else full
         depth.
     self_sampling (Optional[SelfSampling]): Given: `update` is stage 2. None: stage 1.
-    loss (Optional[Callable]): The joint loss, a spacy-earlyexit.JointLoss.v1. None: the paper's.
+    loss (Optional[Callable]): The joint loss, a spacy-earlyexit.JointLoss.v1. None: its defaults.
     record (List[str]): "uncertainty" and / or "confidence" to keep them on the Doc, where
         extensions.word_record finds them; "trf_data" to set doc._.trf_data also if no component
         listens.
