@@ -1,4 +1,4 @@
-"""Compare what gives way where names and words cross: see `wins` of earlyexit_segmenter."""
+"""Compare what wins where entities and words cross: see `wins` of earlyexit_segmenter."""
 
 from pathlib import Path
 from statistics import fmean
@@ -18,7 +18,7 @@ def compare_cli(
     dev_path: Annotated[Path, typer.Argument(help="Dev data (.spacy)", exists=True)],
     limit: Annotated[int, typer.Option(help="First documents only, 0 for all")] = 0,
 ) -> None:
-    """Print the scores of words and names on dev, at full depth and at each operating point."""
+    """Print the scores of words and entities on dev, at full depth and at each operating point."""
     nlp = spacy.load(pipeline)
     segmenters = [pipe for _, pipe in nlp.pipeline if isinstance(pipe, EarlyExitSegmenter)]
     if len(segmenters) != 1:
