@@ -23,6 +23,10 @@ def prose(page):
     return re.sub(r"^```.*?^```$", "", page.read_text("utf8"), flags=re.M | re.S)
 
 
+def python_blocks(page):
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text("utf8"), re.M | re.S)
+
+
 def anchors(page):
     """The anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", prose(page), re.M)
@@ -54,7 +58,7 @@ def test_links_are_found_and_missing_ones_noticed(tmp_path):
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_code_imports_public_names_only(page):
-    for block in re.findall(r"^```python\n(.*?)^```$", page.read_text("utf8"), re.M | re.S):
+    for block in python_blocks(page):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
                 "spacy_earlyexit"
@@ -78,3 +82,19 @@ def test_the_readme_has_the_commands_of_the_project(tmp_path):
     shutil.copy(ROOT / "README.md", page)
     project_document(ROOT, page)
     assert page.read_text("utf8") == (ROOT / "README.md").read_text("utf8")
+
+
+def test_the_readmes_code_runs_as_it_stands(calibrated, tmp_path, monkeypatch, capsys):
+    """In turns, in one session, with a pipeline where the README has one."""
+    _, pipeline = calibrated
+    folder = tmp_path / "training" / "sample" / "self_sampling"
+    folder.mkdir(parents=True)
+    (folder / "calibrated").symlink_to(pipeline)
+    monkeypatch.chdir(tmp_path)
+    session = {"path": pipeline}
+    blocks = python_blocks(ROOT / "README.md")
+    assert len(blocks) == 3
+    for block in blocks:
+        exec(block, session)
+    out = capsys.readouterr().out
+    assert "'2x'" in out and "Maria" in out
