@@ -14,11 +14,11 @@ from transformers import AutoModel, PreTrainedModel
 from wasabi import msg
 
 from spacy_earlyexit.cli.tables import print_table
-from spacy_earlyexit.evaluation.scores import bare_doc, find_transformer
-from spacy_earlyexit.model.architecture import module_of
+from spacy_earlyexit.model.architecture import module_of, settings_of
+from spacy_earlyexit.model.batch import Batch, Rows
 from spacy_earlyexit.model.encoders.families import canonical_state
 from spacy_earlyexit.model.encoders.layers import Encoder
-from spacy_earlyexit.model.engine import Batch
+from spacy_earlyexit.pipeline.finding import bare_doc, find_transformer
 
 MAX_ROWS = 2048
 
@@ -74,7 +74,7 @@ def agreement_cli(
     """
     nlp = spacy.load(pipeline)
     transformer = find_transformer(nlp)
-    name = encoder or transformer.model.attrs["name"]
+    name = encoder or settings_of(transformer.model).source
     module = module_of(transformer.model)
     model = hugging_face(name, module.encoder)
     docs = [bare_doc(eg.predicted) for eg in Corpus(test, gold_preproc=True, limit=limit)(nlp)]
@@ -85,9 +85,9 @@ def agreement_cli(
     with torch.inference_mode(), tqdm(total=n_words, unit="word", disable=None) as progress:
         for units in output.pieces.batches(MAX_ROWS):
             batch = Batch(
-                output.pieces, units, torch.device("cpu"), transformer.model.attrs["rules"]
+                output.pieces, units, torch.device("cpu"), settings_of(transformer.model).rules
             )
-            words = batch.word_vectors(padded_rows(model, batch.ids, batch.lengths))
+            words = Rows(padded_rows(model, batch.ids, batch.layout.lengths)).of_words(batch)
             near = batch.neighbours(module.offramps.context)
             scores = module.offramps(transformer.n_layers, words, None, near)
             theirs[batch.pieces_word] = scores.numpy()

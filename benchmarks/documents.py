@@ -18,8 +18,9 @@ from wasabi import msg
 
 from spacy_earlyexit.cli.tables import print_table
 from spacy_earlyexit.evaluation.benchmark import header, peak_memory
-from spacy_earlyexit.evaluation.scores import bare_doc, find_transformer, measure_points
+from spacy_earlyexit.evaluation.scores import measure_points
 from spacy_earlyexit.files import write_json
+from spacy_earlyexit.pipeline.finding import bare_doc, find_transformer
 
 # WNUT-17 has single sentences, of which documents have to be made.
 JOINED_WORDS = 300

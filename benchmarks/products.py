@@ -17,9 +17,8 @@ from torch import nn
 from wasabi import msg
 
 from spacy_earlyexit.cli.tables import print_table
-from spacy_earlyexit.evaluation.scores import bare_doc, find_transformer
-from spacy_earlyexit.model import architecture
-from spacy_earlyexit.model.architecture import module_of
+from spacy_earlyexit.model import encoder_layer
+from spacy_earlyexit.model.architecture import module_of, pieces_of
 from spacy_earlyexit.model.encoders.int8 import Int8Linear, Int8Product
 from spacy_earlyexit.model.encoders.layers import CHUNK
 from spacy_earlyexit.model.engine import run
@@ -30,6 +29,7 @@ from spacy_earlyexit.model.kernels.products import (
     by_onednn,
     onednn_is_faster,
 )
+from spacy_earlyexit.pipeline.finding import bare_doc, find_transformer
 
 HIDDEN, INNER, N_HEADS = 384, 1536, 12
 ROWS = (32, 128, 512, 3_000)
@@ -181,7 +181,7 @@ def encoder_cli(
     transformer = find_transformer(nlp)
     module = module_of(transformer.model)
     docs = [bare_doc(eg.predicted) for eg in Corpus(test, gold_preproc=True, limit=limit)(nlp)]
-    pieces = transformer.model.layers[0].predict(docs)
+    pieces = pieces_of(transformer.model, docs)
     batches = list(pieces.batches(transformer.max_batch_items))
     lengths = [int(np.diff(pieces.unit_starts)[units].sum()) for units in batches]
 
@@ -242,7 +242,7 @@ def shares_cli(
         finally:
             inside += time.perf_counter() - start
 
-    architecture.run = timed  # type: ignore[assignment]
+    encoder_layer.run = timed  # type: ignore[assignment]
     examples = list(Corpus(test, gold_preproc=True, limit=limit)(nlp))
     names = points.split(",")
     whole: dict[str, list[float]] = {name: [] for name in names}

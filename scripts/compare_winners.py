@@ -9,7 +9,8 @@ import typer
 from spacy.training import Corpus
 from wasabi import msg
 
-from spacy_earlyexit.evaluation.scores import find_transformer, measure_points
+from spacy_earlyexit.evaluation.scores import measure_points
+from spacy_earlyexit.pipeline.finding import find_transformer
 from spacy_earlyexit.pipeline.segmenter import WINNERS, EarlyExitSegmenter
 
 

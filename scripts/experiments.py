@@ -21,9 +21,9 @@ from spacy_earlyexit.calibration.measuring import Curve, Measurement, Probe, Swe
 from spacy_earlyexit.calibration.recording import label_score
 from spacy_earlyexit.calibration.search import Search, calibrate
 from spacy_earlyexit.cli.options import GpuId
-from spacy_earlyexit.evaluation.scores import find_transformer
 from spacy_earlyexit.files import write_json
 from spacy_earlyexit.model.architecture import module_of
+from spacy_earlyexit.pipeline.finding import find_transformer
 
 ROOT = Path(__file__).parent.parent
 PLAN = ROOT / "configs" / "experiments.yml"

@@ -10,9 +10,9 @@ import spacy
 import typer
 from wasabi import msg
 
-from spacy_earlyexit.evaluation.scores import find_transformer
 from spacy_earlyexit.files import write_bytes
 from spacy_earlyexit.model.architecture import module_of
+from spacy_earlyexit.pipeline.finding import find_transformer
 from spacy_earlyexit.visuals.depth import depth_html, depth_svg, depth_text
 
 

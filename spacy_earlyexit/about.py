@@ -1,1 +1,2 @@
+__title__ = "spacy-earlyexit"
 __version__ = "0.1.0"

@@ -3,24 +3,25 @@
 
 class Errors:
     E001 = (
-        "Can't find the encoder '{name}': no such folder, and it could not be fetched from the "
-        "Hugging Face hub ({error}). Set `name` in [components.{component}.model] to a folder with "
-        "config.json, tokenizer.json and the weights, or to a hub name with a network connection."
+        "Can't load the encoder '{name}': {error}. Set `name` in [components.{component}.model] to "
+        "a folder with config.json, tokenizer.json and the weights, or to a name of the Hugging "
+        "Face hub, which needs a network connection."
     )
     E002 = (
         "The encoder '{name}' is of the family '{family}', which is not supported. "
-        "Supported families: {supported}. Change `name` in [components.transformer.model]."
+        "Supported families: {supported}. Change `name` in [components.{component}.model]."
     )
     E003 = (
         "The tokenizer of '{name}' has no fast (tokenizers library) version, which is needed to "
         "align pieces with words. Choose an encoder with a tokenizer.json."
     )
     E004 = (
-        "The multi-exit transformer has no weights yet. Call nlp.initialize() to load the encoder "
-        "'{name}', or load a trained pipeline with spacy.load()."
+        "'{component}' has no weights yet. Call nlp.initialize() to load the encoder '{name}', or "
+        "load a trained pipeline with spacy.load(). (In frozen_components of [training] it is not "
+        "initialised: take it out, or give it `source`.)"
     )
-    E005 = "`{setting}` has to be in [0, 1] ({what}), but is {value}."
-    E006 = "`window` has to be a whole number of words >= 0, but is {value}."
+    E005 = "`{setting}` has to be in [0, 1] ({what}), but is {value!r}."
+    E006 = "`window` has to be a whole number of words >= 0, but is {value!r}."
     E007 = (
         "`threshold` names {n_given} layers, but the encoder has {n_layers}. "
         "Give one threshold, or one per layer."
@@ -48,8 +49,9 @@ class Errors:
         '"spacy-earlyexit.FixedExit.v1", "layer": 6}}, which needs none.'
     )
     E013 = (
-        "None of the {n_docs} training examples has gold annotation for the task '{task}' "
-        "({what}). Annotate some documents, or take '{task}' out of `tasks` in [components.{name}]."
+        "None of the {n_docs} training examples has gold annotation for the task {what}. Annotate "
+        "some documents; or learn without: take the components that need {names} out of `pipeline` "
+        "in [nlp], and set `tasks` in [components.{name}] to null or to [{others}]."
     )
     E014 = (
         "'{name}' found no exit scores for the task '{task}' on the Doc {text!r}. Either the "
@@ -184,12 +186,12 @@ class Errors:
         "be read anew. Leave --gold-preproc out."
     )
     E053 = (
-        "These weights are none of this version's earlyexit_transformer. Train the pipeline anew, "
-        "or load it with the version that it was trained with."
+        "These weights were written by an early version of spacy-earlyexit, which did not say what "
+        "they were trained with. Train the pipeline anew, or load it with that version."
     )
     E048 = (
         "The encoder '{name}' has {setting} = {value!r} in its config, but only {expected!r} is "
-        "supported. Change `name` in [components.transformer.model]."
+        "supported. Change `name` in [components.{component}.model]."
     )
     E049 = (
         'precision = "int8" runs on the CPU only, but the weights are on {device}. Set `precision` '
@@ -201,10 +203,95 @@ class Errors:
     )
 
     # -- W1 --
+    E112 = (
+        "A component that listens to '{name}' sent its gradient after the step of its batch was "
+        "made: '{name}' predicted other documents, was saved or was updated again before. Update "
+        "all components of a batch first (nlp.update does)."
+    )
+    E110 = (
+        "`name` in [components.{component}.model] is null, so there is no encoder to load. Set it "
+        "to a hub name or folder, or start from a trained pipeline with `init_from` in "
+        "[initialize.components.{component}] (--paths.stage1)."
+    )
+    E111 = (
+        "`{setting}` in [components.{component}.model] is {here}, but the weights of {source} were "
+        "trained with {stored}. Set `{setting}` to {stored}, or leave it out where you load the "
+        "pipeline; to change it, train anew."
+    )
 
     # -- W2 --
+    E120 = (
+        '`exit` in [components.{name}] is "custom", which stands for a criterion that is stored '
+        "with the pipeline, but there is none. Set `exit` to null, a point's name or a criterion."
+    )
+    E121 = (
+        "`exit` has to be an exit setting, but is the class {name} itself. Make one of it first, "
+        "such as TokenExit(0.1, window=2)."
+    )
+    E122 = (
+        "The operating point '{name}' has to be {{\"exit\": a criterion's block or null, …}}, but "
+        "is {value!r}. Find points with `python -m spacy earlyexit calibrate`."
+    )
+    E123 = (
+        "'{name}' has `self_sampling`, which is stage 2, but nothing to start from: name the "
+        "pipeline of stage 1 with --paths.stage1, or as `init_from` in "
+        "[initialize.components.{name}]. For stage 1 set `self_sampling` in [components.{name}] to "
+        "null."
+    )
 
     # -- W3 --
+    E134 = (
+        "'{source}' is damaged: {problem}. Copy the pipeline's folder again, or save the pipeline "
+        "anew."
+    )
+    E135 = (
+        "'{source}' can't be read as the model of an earlyexit_transformer: {problem}. Copy the "
+        "pipeline's folder again, or train anew. (A file of Git LFS has to be fetched with "
+        "`git lfs pull`.)"
+    )
+    E136 = (
+        "'{source}' holds the weights of spacy-transformers' transformer; the factory's name alone "
+        'does not make exits of them. Keep the factory "transformer", and make exits with '
+        "`python -m spacy earlyexit convert`."
+    )
+    E137 = (
+        "'{source}' does not fit the weights beside it: its {what} are {found}, and those of the "
+        "weights {expected}. Copy the pipeline's folder again."
+    )
+    E138 = (
+        "`{setting}` in [components.{name}] is {here}, but the weights of '{source}' were trained "
+        "with {stored}. Leave `{setting}` out where you load the pipeline; to change it, train "
+        "anew."
+    )
+    E139 = (
+        "'{path}' is of another pipeline: its language is '{found}', and that of config.cfg "
+        "'{expected}'. Copy the pipeline's folder again."
+    )
+    E140 = (
+        "The folder '{folder}' holds parts of two pipelines: {files} were not saved together. "
+        "Saving was cut off, or files were copied over it. Save the pipeline again, or take "
+        "another checkpoint (model-best beside model-last)."
+    )
+    E141 = (
+        "'{path}' is missing: the pipeline was not saved to its end, or copied in part. Copy its "
+        "folder again, or train anew."
+    )
+    E130 = (
+        "These are no weights of an earlyexit_transformer: {problem}. Copy the pipeline's folder "
+        "again, or train anew. (A file of Git LFS has to be fetched with `git lfs pull`.)"
+    )
+    E131 = (
+        "These weights hold numbers that are not finite: the training that made them went wrong. "
+        "Train anew with a smaller learning rate."
+    )
+    E132 = (
+        "This pipeline was written by spacy-earlyexit {found}, and here is {here}. Install the "
+        "later version to load it."
+    )
+    E133 = (
+        "The weights are damaged: their checksum is not the one that was stored with them. Copy "
+        "the pipeline's folder again."
+    )
 
     # -- W4 --
 
@@ -242,10 +329,19 @@ class Warnings:
     # -- W1 --
 
     # -- W2 --
+    W120 = (
+        "`use(…)` of '{name}' does nothing by itself. Write `with transformer.use(…):` and predict "
+        "inside of the block, or set `transformer.exit`."
+    )
 
     # -- W3 --
 
     # -- W4 --
+    W140 = (
+        "exit_score is left out: '{name}' and all components behind it were sourced, so that it "
+        "knows no pipeline to score them in. Start from the other pipeline with `init_from` in "
+        "[initialize.components.{name}] instead."
+    )
 
     # -- W5 --
 

@@ -11,6 +11,7 @@ import torch
 from hypothesis import settings
 from spacy.tokens import Doc, DocBin
 from spacy.training import Example
+from spacy.util import registry
 from tokenizers import (
     Tokenizer,
     decoders,
@@ -195,6 +196,8 @@ def make_examples(nlp) -> list[Example]:
 def make_nlp(encoder: str, seed: int = 0, **config):
     """A small untrained pipeline with an earlyexit_transformer and an earlyexit_ner."""
     spacy.util.fix_random_seed(seed)
+    # Stage 2 would want a stage 1 to start from.
+    sampling = config.pop("self_sampling", None)
     nlp = spacy.blank("en")
     model = {"@architectures": "spacy-earlyexit.MultiExitTransformer.v1", "name": encoder}
     # Tests learn six sentences at rates that are high for an encoder.
@@ -206,6 +209,8 @@ def make_nlp(encoder: str, seed: int = 0, **config):
     )
     nlp.add_pipe("earlyexit_ner", name="ner")
     nlp.initialize(lambda: make_examples(nlp))
+    if sampling is not None:
+        nlp.get_pipe("transformer").self_sampling = registry.resolve({"s": sampling})["s"]
     return nlp
 
 

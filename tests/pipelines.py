@@ -86,7 +86,8 @@ def sgd_optimizer(rate=1.0, **settings):
 def untrained(encoder, components=("ner",), **config):
     """A pipeline that is not initialised."""
     nlp = spacy.blank("en")
-    model = {"@architectures": "spacy-earlyexit.MultiExitTransformer.v1", "name": str(encoder)}
+    name = encoder and str(encoder)  # None in stage 2
+    model = {"@architectures": "spacy-earlyexit.MultiExitTransformer.v1", "name": name}
     model.update(config.pop("model", {}))
     nlp.add_pipe("earlyexit_transformer", name="transformer", config={"model": model, **config})
     for name in components:

@@ -96,20 +96,18 @@ def run_unit(
     decide,
     special_share=0.0,
     reach=None,
-    renorm=False,
     mean_pieces=False,
 ):
     """All layers of one unit.
 
     decide(layer, uncertainty (n_words,)) -> list of bool: which words may leave.
-    special_share, reach, renorm, mean_pieces: see engine.Rules.
+    special_share, reach, mean_pieces: see batch.Rules.
     RETURNS: scores at exit (n_words, C), exit layers, final rows, MACs.
     """
     encoder, offramps = module.encoder, module.offramps
     config = encoder.config
     h, n_words, row_word = config.hidden, len(word_row), row_word.tolist()
     x = encoder.embed(ids, torch.arange(len(ids)))
-    unnormed = x
     exit_layer = [0] * n_words
     at_exit = [None] * n_words
     in_batch = [True] * n_words
@@ -125,21 +123,16 @@ def run_unit(
         serves = torch.tensor([w < 0 or in_batch[w] for w in row_word])
         layer = encoder.layer(number)
         new = layer_forward(layer, x, serves, config, number)
-        if renorm:
-            new = [n if a else o for n, o, a in zip(new, unnormed, active, strict=True)]
-            unnormed = torch.stack(new)
-            normed = layer.last_norm(unnormed)
-            x = torch.stack([n if s else o for n, o, s in zip(normed, x, serves, strict=True)])
-        else:
-            new = layer.last_norm(new)
-            if config.catch_up:
-                # what has left the batch is not moved any more
-                maps = encoder.catch_up
-                down, up, bias = (part[number - 1] for part in (maps.down, maps.up, maps.bias))
-                moved = x + x @ down @ up + bias
-                x = torch.stack([m if s else o for m, o, s in zip(moved, x, serves, strict=True)])
-                row_layer = [number if s else at for s, at in zip(serves, row_layer, strict=True)]
-            x = torch.stack([n if a else o for n, o, a in zip(new, x, active, strict=True)])
+        if not layer.pre_norm:
+            new = layer.norm(new)
+        if config.catch_up:
+            # what has left the batch is not moved any more
+            maps = encoder.catch_up
+            down, up, bias = (part[number - 1] for part in (maps.down, maps.up, maps.bias))
+            moved = x + x @ down @ up + bias
+            x = torch.stack([m if s else o for m, o, s in zip(moved, x, serves, strict=True)])
+            row_layer = [number if s else at for s, at in zip(serves, row_layer, strict=True)]
+        x = torch.stack([n if a else o for n, o, a in zip(new, x, active, strict=True)])
         n_active, n_rows = sum(active), int(serves.sum())
         macs += 2 * h * h * (n_active + n_rows)
         matrices = 3 if config.gated else 2

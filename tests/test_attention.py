@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spacy_earlyexit.model.encoders import attention as module
+from spacy_earlyexit.model.kernels import attention as module
 from spacy_earlyexit.model.kernels.attention import attention, batched_is_faster
 
 

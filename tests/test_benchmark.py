@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from spacy_earlyexit.evaluation import benchmark as benchmarking
 from spacy_earlyexit.evaluation.benchmark import LATENCY_WORDS, Row, benchmark, table
-from spacy_earlyexit.model import architecture
+from spacy_earlyexit.model import encoder_layer
 from spacy_earlyexit.model.criteria import TokenExit
 from spacy_earlyexit.model.pieces import PieceTokenizer
 
@@ -374,7 +374,7 @@ def test_shares_of_the_time(pipeline, corpus, monkeypatch, capsys):
         return engine(*args, **settings)
 
     monkeypatch.setattr(products, "run", counted)
-    monkeypatch.setattr(architecture, "run", engine)  # the command puts a clock around it
+    monkeypatch.setattr(encoder_layer, "run", engine)  # the command puts a clock around it
 
     def prints(**settings):
         batches.clear()

@@ -14,10 +14,10 @@ from transformers import AutoTokenizer
 
 from spacy_earlyexit.cli.debug_data import count_gold, count_units, debug_data
 from spacy_earlyexit.cli.info import describe, format_block, format_temperatures, info, shorten
-from spacy_earlyexit.evaluation.scores import find_transformer
 from spacy_earlyexit.model.architecture import module_of
 from spacy_earlyexit.model.criteria import SentenceExit
 from spacy_earlyexit.model.pieces import PieceTokenizer, encode_docs
+from spacy_earlyexit.pipeline.finding import find_transformer
 from spacy_earlyexit.pipeline.tasks import get_task
 
 CONFIG = ROOT / "configs" / "joint.cfg"
@@ -325,7 +325,6 @@ def test_stage_2_takes_tokenizer_and_labels_from_stage_1(paths, pipeline, corpor
     """The encoder need not be there; labels that stage 1 lacks are not learned."""
     overrides = {
         **paths,
-        "paths.encoder": "/no/such/encoder",
         "paths.stage1": str(pipeline),
         "paths.train": str(corpora / "dev.spacy"),
     }
@@ -354,7 +353,7 @@ def test_many_labels_are_shortened(encoder, tmp_path, paths):
         ({"paths.train": "missing.spacy"}, "missing.spacy"),
         ({"paths.dev": "null"}, "Can't read the dev corpus [corpora.dev]"),
         ({"paths.dev": "empty.spacy"}, "No documents in the dev corpus"),
-        ({"paths.encoder": "/no/such/encoder"}, "Can't find the encoder '/no/such/encoder'"),
+        ({"paths.encoder": "/no/such/encoder"}, "Can't load the encoder '/no/such/encoder'"),
         ({"nlp.pipeline": '["ner"]'}, "no earlyexit_transformer in this pipeline, only: ner"),
         ({"paths.train": "bare.spacy"}, "1 error"),
         ({"components.transformer.tasks": '["tag"]'}, "needs the task 'ner'"),
@@ -388,7 +387,9 @@ def test_no_gold_for_a_task(paths, corpora):
     overrides = {**paths, "paths.train": str(corpora / "bare.spacy")}
     code, out = run_cli("debug-data", CONFIG, *cli_args(overrides))
     assert code == 1
-    assert "None of the 6 training examples has gold annotation for the task 'ner'" in out
+    assert (
+        "None of the 6 training examples has gold annotation for the task 'ner' (doc.ents)" in out
+    )
 
 
 def test_unsupported_family(paths, tmp_path):

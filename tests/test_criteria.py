@@ -43,8 +43,9 @@ def test_thresholds_outside_0_and_1_are_refused(make, threshold):
 
 @pytest.mark.parametrize("threshold", [0, 0.0, 1, 1.0, 0.3, [0.0, 1.0, 0.5]])
 def test_thresholds_from_0_to_1_are_taken(threshold):
-    assert build("TokenExit", threshold=threshold, window=0).threshold == threshold
-    assert build("SentenceExit", threshold=threshold).threshold == threshold
+    taken = tuple(threshold) if isinstance(threshold, list) else threshold
+    assert build("TokenExit", threshold=threshold, window=0).threshold == taken
+    assert build("SentenceExit", threshold=threshold).threshold == taken
 
 
 @pytest.mark.parametrize("window", [-1, 1.5, 2.0, "2", True, None])
@@ -77,9 +78,7 @@ def test_last_layers_that_no_encoder_has_are_refused(name, more, layer):
         (TokenExit([], 1), "names 0 layers, but the encoder has 4"),
         (SentenceExit([0.1] * 5), "names 5 layers, but the encoder has 4"),
         (TokenExit(0.1, 1, 5), "`last_layer` has to be in 1..4 for this encoder, but is 5"),
-        (SentenceExit(0.1, 0), "`last_layer` has to be in 1..4 for this encoder, but is 0"),
         (FixedExit(5), "`layer` has to be in 1..4 for this encoder, but is 5"),
-        (FixedExit(0), "`layer` has to be in 1..4 for this encoder, but is 0"),
     ],
 )
 def test_what_does_not_fit_the_encoder_is_refused_where_it_is_set(trained, criterion, message):
@@ -146,8 +145,8 @@ def test_numbers_of_numpy_and_how_they_are_shown():
         assert Config({"exit": criterion.to_config()}).to_str()
         assert vars(criterion) == vars(other)
     assert [repr(c) for c in plain] == [
-        "TokenExit(threshold=0.25, last_layer=3, window=2)",
-        "SentenceExit(threshold=[0.5, 0.25])",
+        "TokenExit(threshold=0.25, window=2, last_layer=3)",
+        "SentenceExit(threshold=(0.5, 0.25))",
         "FixedExit(layer=3)",
     ]
 
@@ -170,6 +169,40 @@ class Layout:
 
 
 UNITS = st.lists(st.integers(1, 9), min_size=1, max_size=6)
+
+
+@pytest.mark.parametrize(
+    "make,message",
+    [
+        (lambda: TokenExit(7.0, -3), r"`threshold` has to be in \[0, 1\].*7\.0"),
+        (lambda: TokenExit(1.5, 0), r"`threshold` has to be in \[0, 1\].*1\.5"),
+        (lambda: TokenExit(float("nan"), 0), r"`threshold` has to be in \[0, 1\].*nan"),
+        (lambda: TokenExit("0.1", 0), r"`threshold` has to be in \[0, 1\].*'0\.1'"),
+        (lambda: TokenExit(True, 0), r"`threshold` has to be in \[0, 1\].*True"),
+        (lambda: TokenExit([[0.5]], 0), r"`threshold` has to be in \[0, 1\]"),
+        (lambda: TokenExit(0.5, -1), r"`window` has to be a whole number.*-1"),
+        (lambda: TokenExit(0.5, "2"), r"`window` has to be a whole number.*'2'"),
+        (lambda: TokenExit(0.5, 1.5), r"`window` has to be a whole number.*1\.5"),
+        (lambda: TokenExit(0.5, 1, 0), r"`last_layer` has to be a whole number, 1 or more.*0"),
+        (lambda: SentenceExit(-0.5), r"`threshold` has to be in \[0, 1\].*-0\.5"),
+        (lambda: FixedExit(0), r"`layer` has to be a whole number, 1 or more.*0"),
+        (lambda: FixedExit(2.5), r"`layer` has to be a whole number"),
+        (lambda: FixedExit("2"), r"`layer` has to be a whole number.*'2'"),
+    ],
+)
+def test_impossible_criteria_fail_where_they_are_made(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_criteria_are_values():
+    assert TokenExit(0.1, 2) == TokenExit(np.float64(0.1), np.int64(2), None)
+    assert TokenExit([0.1, 0.2], 2) == TokenExit(np.asarray([0.1, 0.2]), 2)
+    assert TokenExit(0.1, 2) != TokenExit(0.1, 3) and TokenExit(0.1, 2) != SentenceExit(0.1)
+    assert len({TokenExit([0.1, 0.2], 2), TokenExit((0.1, 0.2), 2), FixedExit(1)}) == 2
+    with pytest.raises(AttributeError):
+        TokenExit(0.1, 2).window = 3
+    assert repr(TokenExit(0.123456, 2)) == "TokenExit(threshold=0.1235, window=2)"
 
 
 @settings(max_examples=200)
@@ -221,7 +254,7 @@ def offramps_run(nlp, criterion):
     """The layers whose off-ramps are run, and those at which words leave."""
     transformer = nlp.get_pipe("transformer")
     seen, left = set(), set()
-    offramps = transformer.model.shims[0].module.offramps
+    offramps = transformer.model.layers[1].shims[0].module.offramps
     hook = offramps.register_forward_pre_hook(lambda _, args: seen.add(args[0]))
     try:
         with transformer.use(criterion):

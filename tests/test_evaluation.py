@@ -15,15 +15,10 @@ from spacy.training import Example
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from spacy_earlyexit.evaluation.scores import (
-    FORMAT,
-    count_hits,
-    evaluate,
-    fresh_docs,
-    paired_losses,
-)
+from spacy_earlyexit.evaluation.scores import FORMAT, count_hits, evaluate, paired_losses
 from spacy_earlyexit.model.criteria import TokenExit
 from spacy_earlyexit.model.kernels import attention, products
+from spacy_earlyexit.pipeline.finding import fresh_docs
 
 N_LAYERS = 4
 

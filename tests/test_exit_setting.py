@@ -1,6 +1,7 @@
 """The exit setting: given at load, stored, set at run time, in force for a while."""
 
 import contextlib
+import gc
 import threading
 from pathlib import Path
 
@@ -167,14 +168,7 @@ def test_sourced_component_keeps_its_setting(saved, tmp_path):
         (FixedExit(9), r"`layer` has to be in 1\.\.4.*9"),
         (TokenExit([0.1, 0.2], 0), r"names 2 layers, but the encoder has 4"),
         (0.5, r"`exit` has to be 'full'.*TokenExit.*0\.5"),
-        (TokenExit(1.5, 0), r"`threshold` has to be in \[0, 1\].*1\.5"),
-        (TokenExit(0.5, -1), r"`window` has to be a whole number.*-1"),
-        (TokenExit(0.5, 1.5), r"window"),
-        (TokenExit("0.5", 0), r"`threshold` has to be in \[0, 1\].*0\.5"),
-        (TokenExit(True, 0), r"`threshold` has to be in \[0, 1\].*True"),
-        (TokenExit([[0.5]], 0), r"`threshold` has to be in \[0, 1\]"),
-        (FixedExit(2.5), r"`layer` has to be a whole number"),
-        (FixedExit("2"), r"`layer` has to be a whole number"),
+        (TokenExit, r"`exit` has to be an exit setting, but is the class TokenExit itself"),
         ({**FIXED_BLOCK, "layer": 9}, r"`layer` has to be in 1\.\.4.*9"),
         ({"layer": 1}, r"`exit` has to be 'full'"),
     ],
@@ -201,6 +195,90 @@ def test_wrong_settings_at_run_time(saved, value, message):
 def test_wrong_settings_at_load(saved, value, message):
     with pytest.raises(ValueError, match=message):
         load(saved, value)
+
+
+def test_a_criterion_that_lacks_a_method(saved):
+    class Halves:
+        def checks(self, layer):
+            return True
+
+        def validate(self, n_layers):
+            pass
+
+        def to_config(self):
+            return FIXED_BLOCK
+
+        def __call__(self, layer, uncertainty, words):
+            return uncertainty < 0.5
+
+    with pytest.raises(ValueError, match="This Halves lacks halts"):
+        transformer_of(load(saved)).exit = Halves()
+
+
+@pytest.mark.parametrize(
+    "setting,value",
+    [
+        ("max_batch_items", -5),
+        ("max_batch_items", 2.5),
+        ("max_batch_items", True),
+        ("record", "uncertainty"),
+        ("record", ["uncertain"]),
+        ("precision", "float16"),
+        ("self_sampling", {"windows": [1]}),
+        ("loss", "uniform"),
+    ],
+)
+def test_other_settings_are_checked_when_they_are_set(saved, setting, value):
+    transformer = transformer_of(load(saved))
+    before = getattr(transformer, setting)
+    with pytest.raises(ValueError, match=rf"`{setting}` has to be"):
+        setattr(transformer, setting, value)
+    assert getattr(transformer, setting) == before
+
+
+def test_use_without_with_says_that_it_does_nothing(saved):
+    transformer = transformer_of(load(saved))
+    with pytest.warns(UserWarning, match="does nothing by itself.*with transformer.use"):
+        transformer.use("fast")
+        gc.collect()
+
+
+@pytest.mark.parametrize("as_tuples", [False, True])
+def test_generators_keep_the_setting_they_were_made_under(saved, as_tuples):
+    """Wherever they are read, and also if they are first read outside of the block."""
+    nlp = load(saved)
+    transformer = transformer_of(nlp)
+
+    def depths(stream):
+        docs = [pair[0] if as_tuples else pair for pair in stream]
+        return {layer for doc in docs for layer in doc._.exit_layers if layer}
+
+    texts = [(text, i) if as_tuples else text for i, (text, _) in enumerate(TEXTS)]
+    docs = [nlp.make_doc(text) for text, _ in TEXTS]
+    with transformer.use("fast"):
+        of_nlp = nlp.pipe(texts, as_tuples=as_tuples, batch_size=2)
+        begun = nlp.pipe(texts, as_tuples=as_tuples, batch_size=2)
+        first = next(begun)
+        with transformer.use("slow"):
+            of_component = transformer.pipe(docs, batch_size=2)
+    assert "pipe" not in vars(nlp), "nothing is left behind"
+    assert depths(of_nlp) == {1}
+    assert depths([first, *begun]) == {1}
+    assert {layer for doc in of_component for layer in doc._.exit_layers} == {3}
+    assert depth(nlp) == N_LAYERS
+    with transformer.use("fast"):
+        assert depths(nlp.pipe(texts, as_tuples=as_tuples)) == {1}
+        outside = transformer.pipe([nlp.make_doc("Berlin is nice")])
+    with transformer.use("slow"):
+        assert next(outside)._.exit_layers == [1, 1, 1]
+
+
+@pytest.mark.slow
+def test_generators_with_processes_keep_it_too(saved):
+    nlp = load(saved)
+    with transformer_of(nlp).use("fast"):
+        stream = nlp.pipe([text for text, _ in TEXTS], n_process=2)
+    assert {layer for doc in stream for layer in doc._.exit_layers} == {1}
 
 
 @pytest.mark.parametrize("block", [None, {"layer": 1}])

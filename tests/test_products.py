@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from spacy_earlyexit.model.encoders import products
+from spacy_earlyexit.model.kernels import products
 from spacy_earlyexit.model.kernels.products import (
     Linear,
     by_columns,

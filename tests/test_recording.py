@@ -10,8 +10,9 @@ from test_engine import GivenExit
 from spacy_earlyexit.calibration.measuring import Probe
 from spacy_earlyexit.calibration.recording import COLDEST, Recording, fit_temperature, label_score
 from spacy_earlyexit.model.architecture import module_of
+from spacy_earlyexit.model.batch import Rules
 from spacy_earlyexit.model.criteria import FixedExit, SentenceExit, TokenExit
-from spacy_earlyexit.model.engine import Rules, run
+from spacy_earlyexit.model.engine import run
 from spacy_earlyexit.model.offramps import IGNORE
 
 CLASSES = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
@@ -203,7 +204,8 @@ def test_stage_2_starts_without_the_temperatures_of_stage_1(encoder, tmp_path):
     module_of(nlp.get_pipe("transformer").model).offramps.temperature.fill_(2.0)
     nlp.to_disk(tmp_path)
     second = spacy.blank("en")
-    second.add_pipe("earlyexit_transformer", name="transformer", config={"tasks": ["ner"]})
+    settings = {"tasks": ["ner"], "model": {"name": None}}
+    second.add_pipe("earlyexit_transformer", name="transformer", config=settings)
     second.config["initialize"]["components"]["transformer"] = {"init_from": str(tmp_path)}
     second.initialize(lambda: make_examples(second))
     assert second.get_pipe("transformer").temperatures == {"ner": [1.0] * 4}

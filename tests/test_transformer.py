@@ -34,10 +34,10 @@ from spacy.tokens import Doc
 from spacy.training import Example
 from transformers import BertTokenizer, MPNetConfig
 
-from spacy_earlyexit.evaluation.scores import find_transformer
-from spacy_earlyexit.model.architecture import module_of
+from spacy_earlyexit.model.architecture import module_of, settings_of
 from spacy_earlyexit.model.criteria import TokenExit
 from spacy_earlyexit.pipeline.exits import find_exits
+from spacy_earlyexit.pipeline.finding import find_transformer
 
 # --- the registry --------------------------------------------------------------------------
 
@@ -316,19 +316,6 @@ def test_impossible_settings_fail_when_built(encoder, settings, message):
         untrained(encoder, **settings)
 
 
-def test_rules_are_kept_and_the_config_given_at_load_wins(encoder, tmp_path):
-    rules = {"special_share": 0.5, "reach": 1, "renorm": True, "mean_pieces": True}
-    nlp = make_nlp(encoder, model=rules)
-    nlp.to_disk(tmp_path)
-    loaded = spacy.load(tmp_path)
-    assert vars(loaded.get_pipe("transformer").model.attrs["rules"]) == rules
-    copied = make_nlp(encoder, seed=1, model=rules).from_bytes(nlp.to_bytes())
-    assert vars(copied.get_pipe("transformer").model.attrs["rules"]) == rules
-    changed = {"components": {"transformer": {"model": {"reach": 3, "renorm": False}}}}
-    other = spacy.load(tmp_path, config=changed).get_pipe("transformer").model.attrs["rules"]
-    assert vars(other) == {**rules, "reach": 3, "renorm": False}
-
-
 def test_offramps_with_context_are_kept(encoder, tmp_path):
     """The shape of the weights tells; those of before there was context have none."""
     nlp = make_nlp(encoder, model={"offramp_context": 2})
@@ -517,7 +504,7 @@ def stage1(trained, tmp_path_factory):
 
 
 def test_init_from_takes_weights_labels_and_offramps(trained, stage1):
-    nlp = from_stage1("/no/such/encoder", stage1)
+    nlp = from_stage1(None, stage1)
     assert same(weights(nlp), weights(trained))
     assert transformer_of(nlp).label_data == {"ner": ["LOC", "PER"]}
     assert predictions(nlp) == predictions(trained)
@@ -527,7 +514,7 @@ def test_init_from_takes_weights_labels_and_offramps(trained, stage1):
 
 
 def test_init_from_with_labels_in_the_same_order(trained, stage1):
-    nlp = from_stage1("unused", stage1, labels={"ner": ["LOC", "PER"]})
+    nlp = from_stage1(None, stage1, labels={"ner": ["LOC", "PER"]})
     assert same(weights(nlp), weights(trained))
 
 
@@ -552,23 +539,36 @@ def test_init_from_a_pipeline_without_such_a_component(encoder, tmp_path):
         from_stage1(encoder, tmp_path)
 
 
-@pytest.mark.parametrize("setting,value", [("offramp_context", 2), ("align_exits", True)])
-def test_init_from_weights_of_another_shape(encoder, stage1, setting, value):
-    expected = rf"it has {setting} = (1|False), .*transformer.model.* {value}"
-    with pytest.raises(ValueError, match=expected):
-        from_stage1(encoder, stage1, model={setting: value})
-
-
 @pytest.mark.parametrize(
-    "setting, value",
+    "setting,value",
     [
+        ("offramp_context", 2),
+        ("align_exits", True),
+        ("mean_pieces", False),
         ("transformer_config", {"hidden_dropout_prob": 0.3}),
         ("tokenizer_config", {"use_fast": True, "add_prefix_space": True}),
+        ("name", "another"),
     ],
 )
-def test_init_from_with_settings_that_came_too_late(encoder, stage1, setting, value):
-    with pytest.raises(ValueError, match=rf"made with {setting} = .* would change nothing"):
-        from_stage1(encoder, stage1, model={setting: value})
+def test_init_from_with_other_settings(stage1, setting, value):
+    model = {"name": None, setting: value}
+    message = rf"`{setting}` in \[components.transformer.model\] is .*were trained with"
+    with pytest.raises(ValueError, match=message):
+        from_stage1(None, stage1, model=model)
+
+
+def test_stage_2_wants_a_stage_1(encoder):
+    """Else it would start from the raw encoder, and train for nothing."""
+    nlp = untrained(encoder, self_sampling={"@misc": "spacy-earlyexit.SelfSampling.v1"})
+    with pytest.raises(ValueError, match=r"nothing to start from.*--paths.stage1.*init_from"):
+        nlp.initialize(lambda: make_examples(nlp))
+
+
+def test_the_config_says_what_was_inherited(stage1):
+    nlp = from_stage1(None, stage1)
+    block = nlp.config["components"]["transformer"]["model"]
+    stored = settings_of(nlp.get_pipe("transformer").model)
+    assert block["name"] == stored.name is not None
 
 
 @pytest.mark.parametrize("labels", [["PER", "LOC"], ["LOC"], ["LOC", "ORG", "PER"]])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from spacy_earlyexit.model.criteria import TokenExit
-from spacy_earlyexit.model.encoders import attention, products, trials
+from spacy_earlyexit.model.kernels import attention, products, trials
 from spacy_earlyexit.model.kernels.trials import gain
 
 

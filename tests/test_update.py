@@ -145,31 +145,25 @@ def test_an_interrupted_update_leaves_no_dropout_behind(nlp, monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["initialize", "from_bytes"])
-def test_new_weights_end_an_earlier_training(encoder, how):
-    """Neither its gradients nor its frozen copy go on, and nothing is searched for."""
-    sampling = {"@misc": "spacy-earlyexit.SelfSampling.v1", "frozen": True}
-    sampling |= {"windows": [0], "thresholds": [0.5], "speedups": None}
-    nlp = make_nlp(encoder, self_sampling=sampling)
+def test_new_weights_end_an_earlier_training(nlp, how):
+    """Its gradients and its step do not go on, and nothing is searched for."""
     transformer = transformer_of(nlp)
     data = nlp.to_bytes()
     transformer.update(make_examples(nlp))
-    frozen = transformer._frozen
-    assert frozen is not None and transformer.changed and transformer._pending
-    transformer._deferred = (sgd_optimizer(), 1.0)
+    assert transformer.trained and transformer._pending
+    transformer._step = (sgd_optimizer(), 1.0)
     if how == "initialize":
         nlp.initialize(lambda: make_examples(nlp))
     else:
         nlp.from_bytes(data)
-    assert transformer._pending == [] and transformer._deferred is None
-    assert not transformer.changed
-    transformer.update(make_examples(nlp))
-    assert transformer._frozen is not frozen
+    assert transformer._pending == [] and transformer._step is None
+    assert not transformer.trained
 
 
 def test_every_layer_and_offramp_gets_a_gradient(nlp):
     transformer = transformer_of(nlp)
     transformer.update(make_examples(nlp))
-    transformer._take_gradients(keep=False)
+    transformer._take_gradients()
     found = gradients(nlp)
     for layer in range(N_LAYERS):
         assert found["offramps.weight"][layer].abs().sum() > 0
@@ -221,7 +215,7 @@ def shim_step(nlp, optimizer, set_gradient=None):
     """One step of the shim. Returns the weights before, the gradients, and the weights after."""
     transformer = transformer_of(nlp)
     transformer.update(make_examples(nlp))
-    transformer._take_gradients(keep=False)
+    transformer._take_gradients()
     if set_gradient is not None:
         for parameter in module_of(transformer.model).parameters():
             parameter.grad.fill_(set_gradient)

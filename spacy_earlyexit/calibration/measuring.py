@@ -11,15 +11,21 @@ from spacy.tokens import Doc
 from spacy.training import Example
 
 from ..errors import Errors
-from ..evaluation.scores import component_scores, count_hits, fresh_docs
-from ..model.architecture import module_of
+from ..evaluation.scores import component_scores, count_hits
+from ..model.architecture import module_of, pieces_of, settings_of
 from ..model.criteria import ExitCriterion
 from ..model.pieces import Pieces
+from ..pipeline.finding import fresh_docs
 from .recording import Chances, Recording, expected_error, gold_chances, task_error
 
 if TYPE_CHECKING:
-    from ..model.architecture import MultiExitOutput
+    from ..model.output import MultiExitOutput
     from ..pipeline.transformer import EarlyExitTransformer
+
+
+class Unreachable(ValueError):
+    """No setting of a kind is as fast as is wanted."""
+
 
 # More than this is not recorded, in bytes.
 MOST_RECORDED = 4 * 2**30
@@ -92,7 +98,7 @@ class Probe:
         transformer = self.transformer
         model = transformer.model
         if self.pieces is None:
-            self.pieces = model.layers[0].predict(self.docs)
+            self.pieces = pieces_of(model, self.docs)
         module = module_of(model)
         slices, _ = module.offramps.select(transformer.active_tasks)
         n_words = len(self.pieces.word_row)
@@ -112,7 +118,7 @@ class Probe:
             output.every_layer,
             self._gold(output),
             float(output.macs_full.sum()),
-            model.attrs["rules"],
+            settings_of(model).rules,
         )
         self.true_temperatures = recording.true_temperatures
         # It is full depth as it would be without the recording: the last off-ramp only.
@@ -248,7 +254,7 @@ def find_threshold(
     max_runs (int): Runs to make at most.
     curve (Optional[Curve]): What a recording says of this kind of criterion.
     RETURNS (Measurement): The nearest run.
-    RAISES (ValueError): If even a threshold of 1 is slower than wanted.
+    RAISES (Unreachable): If even a threshold of 1 is slower than wanted.
     """
     low = 1e-6 if curve is None else 0.1 * float(curve.thresholds[0])
     high = 1.0
@@ -274,7 +280,7 @@ def find_threshold(
         sweep.at(math.exp(math.log(low) + share * (math.log(high) - math.log(low))))
     best = max(m.speedup for m in sweep.seen.values())
     if best < speedup * (1 - tolerance):
-        raise ValueError(Errors.E021.format(target=speedup, best=best))
+        raise Unreachable(Errors.E021.format(target=speedup, best=best))
     return min(sweep.seen.values(), key=lambda m: abs(m.speedup - speedup))
 
 

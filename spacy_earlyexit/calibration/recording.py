@@ -18,16 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..model.batch import PAPER, Rules, in_reach, word_gaps
+from ..model.costs import embedding_macs, layer_macs
 from ..model.criteria import ExitCriterion
-from ..model.engine import (
-    PAPER,
-    MultiExitModule,
-    Rules,
-    embedding_macs,
-    in_reach,
-    layer_macs,
-    word_gaps,
-)
+from ..model.engine import MultiExitModule
 from ..model.offramps import IGNORE, uncertainty
 from ..model.pieces import Pieces
 from ..pipeline.tasks import is_bio

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..errors import Errors
 from ..evaluation.scores import standard_error
 from ..model.criteria import SCHEDULES, ExitCriterion, SentenceExit, TokenExit
-from .measuring import TOLERANCE, Curve, Measurement, Probe, Sweep, aim, find_threshold
+from .measuring import TOLERANCE, Curve, Measurement, Probe, Sweep, Unreachable, aim, find_threshold
 from .recording import Recording
 
 if TYPE_CHECKING:
@@ -46,8 +46,7 @@ class Candidate:
         """threshold (float): Of the first layer."""
         factor = SCHEDULES[self.schedule]
         layers = range(1, self.n_layers + 1)
-        # As they are stored: a point is what was measured.
-        each = [float(f"{min(threshold * factor(i, self.n_layers), 1.0):.6g}") for i in layers]
+        each = [min(threshold * factor(i, self.n_layers), 1.0) for i in layers]
         each = [0.0 if i % self.every else limit for i, limit in zip(layers, each, strict=True)]
         thresholds = each[0] if len(set(each)) == 1 else each
         if self.window is None:
@@ -204,7 +203,6 @@ def calibrate(
             best = _least_error(of_each, search)
             recording.set_temperatures(best, search.task_temperatures)
             found = of_each[best]
-    transformer.changed = False  # the points are for the weights of now
     return found
 
 
@@ -247,7 +245,7 @@ def _find(
         for candidate in _of_each_kind(within or ranked)[: search.finalists]:
             try:
                 find_threshold(sweeps[candidate], speedup, curve=curves[candidate])
-            except ValueError as error:
+            except Unreachable as error:
                 missed[name] = str(error)
         bar.update()
     at_full = recording.replay(None).score

@@ -75,7 +75,7 @@ def pipeline_rows(
     import spacy
 
     from ..evaluation.benchmark import Row
-    from ..evaluation.scores import find_transformer
+    from ..pipeline.finding import find_transformer
 
     common: dict[str, Any] = {"corpus": test_path.stem, "test": str(test_path)}
     load = {"path": pipeline, "code": None if code_path is None else str(code_path)}

@@ -187,9 +187,10 @@ def calibrate_pipeline(
     import spacy
 
     from ..calibration.search import calibrate
-    from ..evaluation.scores import find_transformer, read_examples
+    from ..evaluation.scores import read_examples
     from ..files import beside, check_output, put
     from ..pipeline.exit_setting import FULL_DEPTH
+    from ..pipeline.finding import find_transformer
     from ..visuals.plots import check_plots, plot_scores
 
     check_output(output, force)
@@ -206,7 +207,7 @@ def calibrate_pipeline(
     found = calibrate(transformer, examples, search)
     measured = {FULL_DEPTH: found.full, **found.points}
     points = {name: point.to_point() for name, point in measured.items()}
-    transformer.cfg["points"] = {**(transformer.points if add else {}), **points}
+    transformer.set_points({**(transformer.points if add else {}), **points})
     put_in_force(transformer, exit_point, search, moved=transformer.temperatures != before)
     with beside(output) as folder:
         nlp.to_disk(folder / "pipeline")

@@ -132,8 +132,9 @@ def debug_data(
     from spacy.schemas import ConfigSchemaTraining
     from spacy.util import load_config, load_model_from_config, registry, resolve_dot_names
 
-    from ..evaluation.scores import find_transformer
-    from ..pipeline.tasks import get_task
+    from ..model.architecture import settings_of
+    from ..pipeline.finding import find_transformer
+    from ..pipeline.tasks import GoldLabels, get_task
 
     msg.divider("Data file validation")
     with _exit_on_error(msg, f"Can't build the pipeline of {config_path}"):
@@ -156,7 +157,7 @@ def debug_data(
         if not examples[corpus]:
             msg.fail(f"No documents in the {corpus} corpus [{dot_name}]", exits=1)
     with _exit_on_error(msg, f"Can't tell the tasks of '{transformer.name}'"):
-        names = transformer.find_tasks(examples["train"])
+        names = transformer.find_tasks(GoldLabels(lambda: examples["train"], transformer.name))
         tasks = {name: get_task(name, transformer.name) for name in names}
     msg.good("Corpora loaded")
 
@@ -167,7 +168,7 @@ def debug_data(
             transformer.initialize(lambda: examples["train"], nlp=nlp, **init)
         tokenizer, n_positions = load_tokenizer(transformer)
     known = transformer.label_data or init.get("labels") or {}
-    origin = init.get("init_from") or transformer.model.attrs["name"]
+    origin = init.get("init_from") or settings_of(transformer.model).name
     msg.good(f"Tokenizer loaded from {origin}; a unit holds {n_positions - 2} pieces")
 
     get_spans = transformer.model.layers[0].attrs["get_spans"]
@@ -227,26 +228,10 @@ def load_tokenizer(transformer: "EarlyExitTransformer") -> tuple["PieceTokenizer
     RAISES (OSError): If the encoder can't be reached.
     RAISES (ValueError): If it is not supported.
     """
-    from transformers import AutoTokenizer
-
-    from ..errors import Errors
-    from ..model.encoders import read_config
-    from ..model.pieces import PieceTokenizer
-
     pieces = transformer.model.layers[0]
-    if pieces.shims[0]._model is not None:
-        return pieces.shims[0]._model, pieces.attrs["max_positions"]
-    attrs = transformer.model.attrs
-    name = attrs["name"]
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **attrs["tokenizer_config"])
-    except (OSError, ValueError, ImportError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise OSError(
-            Errors.E001.format(name=name, error=reason, component=transformer.name)
-        ) from error
-    _, config = read_config(name, attrs["transformer_config"])
-    return PieceTokenizer.from_transformers(tokenizer, name), config.n_positions
+    if pieces.shims[0]._model is None:
+        pieces.initialize()
+    return pieces.shims[0]._model, pieces.attrs["max_positions"]
 
 
 def count_gold(examples: Sequence["Example"], tasks: Mapping[str, "Task"]) -> CorpusStats:
@@ -408,7 +393,11 @@ def _print_task(
     _table(msg, rows, ("", "train", "dev"))
     if not train.labels:
         error = Errors.E013.format(
-            n_docs=stats["train"].n_docs, task=name, what=task.annotation, name=component
+            n_docs=stats["train"].n_docs,
+            what=f"'{name}' ({task.annotation})",
+            names=name,
+            others="",
+            name=component,
         )
         msg.fail(f"No label of '{name}' in the train corpus", error)
         return

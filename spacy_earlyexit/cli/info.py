@@ -59,7 +59,7 @@ def describe(nlp: Any) -> dict[str, Any]:
         without weights), span_getter, tasks, readers, exit, points and temperatures, all ready for
         JSON.
     """
-    from ..evaluation.scores import find_transformer
+    from ..pipeline.finding import find_transformer
 
     transformer = find_transformer(nlp)
     config = nlp.config.interpolate()["components"].get(transformer.name, {})
@@ -107,7 +107,7 @@ def _encoder(transformer: "EarlyExitTransformer") -> dict[str, Any] | None:
         return None
     config = module.encoder.config
     return {
-        "name": transformer.model.attrs["name"],
+        "name": module.settings["name"],
         "family": config.family,
         "layers": config.n_layers,
         "hidden": config.hidden,

@@ -4,8 +4,9 @@ import copy
 import statistics
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,20 @@ from spacy.language import Language
 from spacy.tokens import Doc
 from spacy.training import Example
 from spacy.training.loop import train as spacy_train
-from spacy.util import fix_random_seed
+from spacy.util import fix_random_seed, registry
 from spacy_transformers import Transformer
 from spacy_transformers.layers import TransformerModel
 from wasabi import msg
 
+from ..calibration.measuring import Probe, Sweep, Unreachable, find_threshold
 from ..errors import Errors
-from ..evaluation.scores import component_scores, depth_scores, find_transformer
+from ..evaluation.scores import component_scores, depth_scores
 from ..files import beside, check_output, put
-from ..model.architecture import module_of
+from ..model.architecture import module_of, settings_of
+from ..model.criteria import TokenExit
 from ..model.encoders import FAMILIES, SUPPORTED
 from ..pipeline.exit_setting import FULL_DEPTH
+from ..pipeline.finding import find_transformer
 from ..pipeline.transformer import EarlyExitTransformer
 from .own_labels import prepare, read, tokens_of
 
@@ -33,6 +37,7 @@ LABELS = ("fill", "gold", "own")
 # times as fast as the encoder. In stage 1 only the off-ramps do, from nothing; at a tenth of this
 # rate they find no names for epochs.
 STAGE1_RATE = 0.03
+WINDOW = 2  # of token exit, at the operating points
 ENCODER_LR_SCALE = 0.1
 HALTING = {"special_share": 0.5, "reach": 2, "mean_pieces": True, "offramp_context": 1}
 LOSS = {"@misc": "spacy-earlyexit.JointLoss.v1", "layer_weights": "uniform"}
@@ -124,6 +129,7 @@ def convert(
             nlp = train_all(nlp, steps=stage2_steps, learn_rate=learn_rate, **settings)
 
         transformer = find_transformer(nlp)
+        find_points(transformer, read(folder / "dev.spacy", nlp.vocab), speedups)
         if point != FULL_DEPTH and point not in transformer.points:
             msg.warn(
                 Errors.E036.format(point=point, points=", ".join([FULL_DEPTH, *transformer.points]))
@@ -238,7 +244,6 @@ def swap(
     stock.model.transformer.save_pretrained(folder)
     stock.model.tokenizer.save_pretrained(folder)
     config = {
-        "self_sampling": SELF_SAMPLING,
         "loss": LOSS,
         "max_batch_items": block["max_batch_items"],
         "set_extra_annotations": block["set_extra_annotations"],
@@ -256,23 +261,22 @@ def swap(
         "scorer": {
             "@scorers": "spacy-earlyexit.exit_scorer.v1",
             "speedups": list(speedups),
-            "window": 2,
+            "window": WINDOW,
         },
     }
     transformer: Any = nlp.replace_pipe(name, "earlyexit_transformer", config=config)
     # The name that is stored stays that of the encoder it came from; what it holds is fine-tuned.
-    transformer.model.attrs["name"] = str(folder)
+    settings_of(transformer.model).read_from = str(folder)
     try:
         transformer.initialize(lambda: [Example(tokens_of(doc), doc) for doc in docs], nlp=nlp)
     finally:
-        transformer.model.attrs["name"] = block["model"]["name"]
+        settings_of(transformer.model).read_from = None
     return transformer
 
 
 def train_offramps(nlp: Language, *, steps: int, folder: Path, **settings: Any) -> Language:
     """Stage 1. RETURNS (Language): The last checkpoint, in which nothing but off-ramps is new."""
     transformer = find_transformer(nlp)
-    transformer.self_sampling = None
     # Not a rate of 0: no gradient has to go through the encoder, nor counts when it is clipped.
     module_of(transformer.model).encoder.requires_grad_(False)
     return train(
@@ -285,8 +289,27 @@ def train_all(
 ) -> Language:
     """Stage 2. RETURNS (Language): The best checkpoint."""
     transformer = find_transformer(nlp)
+    nlp.get_pipe_config(transformer.name)["self_sampling"] = dict(SELF_SAMPLING)
+    transformer.self_sampling = registry.resolve({"sampling": SELF_SAMPLING})["sampling"]
     learning = [transformer.name, *transformer.listening_components]
     return train(nlp, learning, steps=steps, rate=learn_rate, folder=folder, stage=2, **settings)
+
+
+def find_points(
+    transformer: EarlyExitTransformer, docs: Sequence[Doc], speedups: Sequence[float]
+) -> None:
+    """Give a transformer the operating points that can be reached, each the nearest threshold of
+    token exit.
+
+    docs (Sequence[Doc]): Dev data.
+    """
+    probe = Probe(transformer, [Example(tokens_of(doc), doc) for doc in docs])
+    sweep = Sweep(probe, partial(TokenExit, window=WINDOW))
+    points = {}
+    for speedup in speedups:
+        with suppress(Unreachable):
+            points[f"{speedup:g}x"] = find_threshold(sweep, speedup).to_point()
+    transformer.set_points(points)
 
 
 def train(

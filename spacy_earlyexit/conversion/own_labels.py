@@ -17,7 +17,7 @@ from spacy.vocab import Vocab
 from wasabi import msg
 
 from ..errors import Errors
-from ..evaluation.scores import bare_doc
+from ..pipeline.finding import bare_doc
 
 # Layers that the pipeline's own predictions can fill, and the attributes that make each up.
 # Sentences come after the parse, which brings its own.

@@ -32,14 +32,8 @@ from spacy.tokens import Doc
 from spacy.training import Example
 from tqdm import tqdm
 
-from .scores import (
-    bare_doc,
-    cpu_name,
-    depth_scores,
-    find_transformer,
-    read_examples,
-    segmenters,
-)
+from ..pipeline.finding import bare_doc, find_transformer, segmenters
+from .scores import cpu_name, depth_scores, read_examples
 
 FORMAT = "spacy-earlyexit.benchmark.v1"
 SPACY_SYSTEM = "spacy_earlyexit.evaluation.benchmark:SpacySystem"

@@ -3,7 +3,6 @@
 import platform
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -15,13 +14,12 @@ import spacy
 import torch
 from spacy.attrs import ENT_IOB, IS_SPACE, POS, TAG
 from spacy.language import Language
-from spacy.tokens import Doc
 from spacy.training import Corpus, Example
-from spacy.vocab import Vocab
 from tqdm import tqdm
 
-from ..errors import Errors, Warnings
+from ..errors import Errors
 from ..pipeline.extensions import exit_layers, exit_stats
+from ..pipeline.finding import bare_doc, find_transformer, segmenters
 from ..pipeline.tasks import get_task, is_bio
 
 if TYPE_CHECKING:
@@ -32,28 +30,6 @@ if TYPE_CHECKING:
 RESAMPLES, CONFIDENCE = 1000, 0.95
 # What evaluate returns, and scripts/report.py reads.
 FORMAT = "spacy-earlyexit.evaluation.v1"
-
-
-def find_transformer(nlp: Language) -> "EarlyExitTransformer":
-    """The pipeline's (first) earlyexit_transformer, disabled or not.
-
-    nlp (Language): The pipeline.
-    RETURNS (EarlyExitTransformer): The component; a warning says if there are others.
-    RAISES (ValueError): If it has none; the message names what it has.
-    """
-    from ..pipeline.transformer import EarlyExitTransformer
-
-    transformers = [pipe for _, pipe in nlp.components if isinstance(pipe, EarlyExitTransformer)]
-    if len(transformers) > 1:
-        names = ", ".join(pipe.name for pipe in transformers)
-        warnings.warn(Warnings.W004.format(names=names, name=transformers[0].name), stacklevel=2)
-    if transformers:
-        return transformers[0]
-    found = ", ".join(f"{name} ({nlp.get_pipe_meta(name).factory})" for name in nlp.component_names)
-    raise ValueError(
-        f"There is no earlyexit_transformer in this pipeline, only: {found or 'nothing'}. "
-        "Add one to `pipeline` in [nlp], with a block in [components]."
-    )
 
 
 def depth_scores(examples: Sequence[Example]) -> dict[str, float]:
@@ -72,53 +48,6 @@ def depth_scores(examples: Sequence[Example]) -> dict[str, float]:
         "exit_layer_mean": float(np.mean(layers)) if layers else 0.0,
         "exit_speedup": macs_full / macs if macs else 1.0,
     }
-
-
-def bare_doc(doc: Doc, *, sentences: bool = True, vocab: Vocab | None = None) -> Doc:
-    """The tokens of a Doc with nothing on them.
-
-    sentences (bool): Keep sentence boundaries, if there are any.
-    vocab (Optional[Vocab]): That of the new Doc; None: that of the old one.
-    """
-    starts: list[bool | int | None] = [token.is_sent_start for token in doc] if sentences else []
-    return Doc(
-        vocab or doc.vocab,
-        words=[token.text for token in doc],
-        spaces=[bool(token.whitespace_) for token in doc],
-        sent_starts=starts if any(s is not None for s in starts) else None,
-    )
-
-
-def fresh_docs(transformer: "EarlyExitTransformer", examples: Sequence[Example]) -> list[Doc]:
-    """Docs as they come to a transformer: tokens, and what the components in front of it say.
-
-    Sentence boundaries are taken over only where no component of the pipeline finds them: those
-    of a Doc that went through the pipeline are its answer, not part of the question. So are its
-    tokens where a component retokenizes: then the text is tokenized anew.
-
-    transformer (EarlyExitTransformer): In its pipeline.
-    examples (Sequence[Example]): Their predicted Docs give the tokens.
-    RETURNS (List[Doc]): New Docs.
-    RAISES (ValueError): If the transformer is disabled.
-    """
-    nlp = transformer.nlp
-    if transformer.name not in nlp.pipe_names:
-        raise ValueError(Errors.E045.format(name=transformer.name))
-    finders = {"token.is_sent_start", "doc.sents"}
-    found = any(finders & set(nlp.get_pipe_meta(name).assigns) for name in nlp.pipe_names)
-    if any(nlp.get_pipe_meta(name).retokenizes for name in nlp.pipe_names):
-        docs = [nlp.make_doc(eg.predicted.text) for eg in examples]
-    else:
-        docs = [bare_doc(eg.predicted, sentences=not found) for eg in examples]
-    at = nlp.pipe_names.index(transformer.name)
-    if at > 0:
-        docs = list(nlp.pipe(docs, disable=nlp.pipe_names[at:]))
-    return docs
-
-
-def segmenters(nlp: Language) -> list[str]:
-    """RETURNS (List[str]): The enabled components that make words of characters."""
-    return [name for name, pipe in nlp.pipeline if getattr(pipe, "makes_words", False)]
 
 
 def read_examples(

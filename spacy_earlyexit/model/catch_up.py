@@ -4,8 +4,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .batch import Batch
 from .encoders import Encoder
-from .engine import Batch, run_layer
+from .engine import run_layer
 from .pieces import Pieces
 
 # Rows that the maps are fitted on; they are seen once, at full depth.

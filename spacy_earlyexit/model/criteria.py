@@ -5,7 +5,8 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, cast
 
 import numpy as np
 import torch
@@ -39,10 +40,12 @@ class Words(Protocol):
     """
 
     word_unit: Tensor
-    n_units: int
     word_gap: Tensor
     n_gaps: int
     most_words: int
+
+    @property
+    def n_units(self) -> int: ...
 
 
 class ExitCriterion(Protocol):
@@ -104,107 +107,133 @@ def unit_max(uncertainty: Tensor, words: Words) -> Tensor:
     return worst[words.word_unit]
 
 
-class _Shown:
-    """Shows its settings."""
+@dataclass(frozen=True, repr=False)
+class _Shown(ABC):
+    """Shows its settings shortly, and takes numpy's numbers as Python's, which configs can hold."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
+        self._check()
+
+    @abstractmethod
+    def _check(self) -> None:
+        """RAISES (ValueError): If a setting is impossible for every encoder."""
 
     def __repr__(self) -> str:
-        given = {k: v for k, v in vars(self).items() if v is not None}
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
         short = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in given.items()}
-        settings = ", ".join(f"{name}={value}" for name, value in short.items())
-        return f"{type(self).__name__}({settings})"
+        shown = [f"{name}={value}" for name, value in short.items() if value is not None]
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
-class _Threshold(_Shown, ABC):
+@dataclass(frozen=True, repr=False)
+class _Threshold(_Shown):
     """One threshold, or one per layer; 0 lets nothing leave."""
 
-    def __init__(self, threshold: float | Sequence[float], last_layer: int | None = None):
-        # Plain numbers, also of arrays: they are written into configs.
-        self.threshold: float | list[float] = _plain(threshold)
-        self.last_layer = _plain(last_layer)
+    threshold: float | Sequence[float]
 
-    def at(self, layer: int) -> float:
+    if TYPE_CHECKING:  # a field of the subclasses, behind their own
+
+        @property
+        def last_layer(self) -> int | None: ...
+
+    def threshold_at(self, layer: int) -> float:
+        """RETURNS (float): Of a layer, from 1; infinite where everything leaves."""
         if self.last_layer is not None and layer >= self.last_layer:
             return math.inf
-        return self.threshold[layer - 1] if isinstance(self.threshold, list) else self.threshold
+        each = self.threshold
+        return each[layer - 1] if isinstance(each, tuple) else cast(float, each)
 
     def __call__(self, layer: int, uncertainty: Tensor, words: Words) -> Tensor:
-        limit = self.at(layer)
+        limit = self.threshold_at(layer)
         if limit == math.inf:
             return torch.ones_like(uncertainty, dtype=torch.bool)
         return self._doubt(uncertainty, words) < limit
 
     @abstractmethod
     def _doubt(self, uncertainty: Tensor, words: Words) -> Tensor:
-        """What of a word has to be below the threshold, shape (n_words,)."""
+        """The uncertainty that is compared with the threshold, shape (n_words,)."""
 
     def checks(self, layer: int) -> bool:
-        return self.at(layer) > 0
+        return self.threshold_at(layer) > 0
 
     def halts(self, n_layers: int) -> bool:
         return any(self.checks(layer) for layer in range(1, self.last_layer or n_layers))
 
-    def validate(self, n_layers: int) -> None:
+    def _check(self) -> None:
         _check_threshold(self.threshold)
-        if isinstance(self.threshold, list) and len(self.threshold) != n_layers:
+        if self.last_layer is not None:
+            _check_layer("last_layer", self.last_layer)
+
+    def validate(self, n_layers: int) -> None:
+        if isinstance(self.threshold, tuple) and len(self.threshold) != n_layers:
             raise ValueError(Errors.E007.format(n_given=len(self.threshold), n_layers=n_layers))
         if self.last_layer is not None:
             _check_layer("last_layer", self.last_layer, n_layers)
 
-    def _to_config(self, name: str, **settings: Any) -> dict[str, Any]:
-        config = {"@misc": f"spacy-earlyexit.{name}.v1", "threshold": self.threshold, **settings}
-        return config if self.last_layer is None else {**config, "last_layer": self.last_layer}
+    def to_config(self) -> dict[str, Any]:
+        each = self.threshold
+        config = {
+            "@misc": f"spacy-earlyexit.{type(self).__name__}.v1",
+            **{field.name: getattr(self, field.name) for field in fields(self)},
+            "threshold": list(each) if isinstance(each, tuple) else each,
+        }
+        if self.last_layer is None:
+            del config["last_layer"]
+        return config
 
 
+@dataclass(frozen=True, repr=False)
 class TokenExit(_Threshold):
     """TOKEE: a word leaves when it and its neighbours are certain (paper section 3.3).
 
-    threshold (Union[float, List[float]]): δ, for all layers or per layer.
+    threshold (Union[float, Sequence[float]]): δ in [0, 1], for all layers or per layer.
     window (int): k, how many neighbours on each side have to be certain too.
     last_layer (Optional[int]): Where all words leave that have not, certain or not, from 1; None:
         the encoder's last.
+    RAISES (ValueError): If a setting is impossible.
     """
 
-    def __init__(
-        self, threshold: float | Sequence[float], window: int, last_layer: int | None = None
-    ):
-        super().__init__(threshold, last_layer)
-        self.window = _plain(window)
+    window: int
+    last_layer: int | None = None  # type: ignore[misc]
 
-    def validate(self, n_layers: int) -> None:
-        super().validate(n_layers)
-        _check_window(self.window)
+    def _check(self) -> None:
+        super()._check()
+        window = self.window
+        if isinstance(window, bool) or not isinstance(window, int) or window < 0:
+            raise ValueError(Errors.E006.format(value=window))
 
     def _doubt(self, uncertainty: Tensor, words: Words) -> Tensor:
         return window_max(uncertainty, words, self.window)
 
-    def to_config(self) -> dict[str, Any]:
-        return self._to_config("TokenExit", window=self.window)
 
-
+@dataclass(frozen=True, repr=False)
 class SentenceExit(_Threshold):
     """SENTEE: a unit leaves as a whole when all its words are certain (paper section 3.2).
 
-    threshold (Union[float, List[float]]): δ, for all layers or per layer.
+    threshold (Union[float, Sequence[float]]): δ in [0, 1], for all layers or per layer.
     last_layer (Optional[int]): As in TokenExit.
+    RAISES (ValueError): If a setting is impossible.
     """
+
+    last_layer: int | None = None  # type: ignore[misc]
 
     def _doubt(self, uncertainty: Tensor, words: Words) -> Tensor:
         return unit_max(uncertainty, words)
 
-    def to_config(self) -> dict[str, Any]:
-        return self._to_config("SentenceExit")
 
-
+@dataclass(frozen=True, repr=False)
 class FixedExit(_Shown):
     """Everything leaves at one layer, certain or not.
 
     layer (int): The layer, from 1.
+    RAISES (ValueError): If it is below 1 (above the encoder's last: when it is used).
     """
 
-    needs_tasks = False
+    needs_tasks: ClassVar[bool] = False
 
-    def __init__(self, layer: int):
-        self.layer = _plain(layer)
+    layer: int
 
     def checks(self, layer: int) -> bool:
         return layer == self.layer
@@ -218,6 +247,9 @@ class FixedExit(_Shown):
     def to_config(self) -> dict[str, Any]:
         return {"@misc": "spacy-earlyexit.FixedExit.v1", "layer": self.layer}
 
+    def _check(self) -> None:
+        _check_layer("layer", self.layer)
+
     def validate(self, n_layers: int) -> None:
         _check_layer("layer", self.layer, n_layers)
 
@@ -225,37 +257,19 @@ class FixedExit(_Shown):
 def make_token_exit(
     threshold: float | list[float], window: int, last_layer: int | None = None
 ) -> TokenExit:
-    """Registered as spacy-earlyexit.TokenExit.v1.
-
-    RAISES (ValueError): If a threshold is outside [0, 1], the window is negative or the layer
-        below 1 (above the encoder's last: when it is used).
-    """
-    _check_threshold(threshold)
-    _check_window(window)
-    if last_layer is not None:
-        _check_layer("last_layer", last_layer)
+    """Registered as spacy-earlyexit.TokenExit.v1; see TokenExit."""
     return TokenExit(threshold, window, last_layer)
 
 
 def make_sentence_exit(
     threshold: float | list[float], last_layer: int | None = None
 ) -> SentenceExit:
-    """Registered as spacy-earlyexit.SentenceExit.v1.
-
-    RAISES (ValueError): As make_token_exit.
-    """
-    _check_threshold(threshold)
-    if last_layer is not None:
-        _check_layer("last_layer", last_layer)
+    """Registered as spacy-earlyexit.SentenceExit.v1; see SentenceExit."""
     return SentenceExit(threshold, last_layer)
 
 
 def make_fixed_exit(layer: int) -> FixedExit:
-    """Registered as spacy-earlyexit.FixedExit.v1.
-
-    RAISES (ValueError): If the layer is below 1 (above the encoder's last: when it is used).
-    """
-    _check_layer("layer", layer)
+    """Registered as spacy-earlyexit.FixedExit.v1; see FixedExit."""
     return FixedExit(layer)
 
 
@@ -280,28 +294,25 @@ def _read_criterion(block: str) -> ExitCriterion:
 
 
 def _plain(value: Any) -> Any:
-    """A number or numbers of numpy's as Python's."""
+    """Numbers of numpy's as Python's, lists of them as tuples."""
+    if isinstance(value, np.ndarray) and value.ndim:
+        value = list(value)
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
+        return tuple(_plain(item) for item in value)
+    return value.item() if isinstance(value, (np.generic, np.ndarray)) else value
 
 
-def _check_layer(setting: str, layer: int, n_layers: int | None = None) -> None:
+def _check_layer(setting: str, layer: Any, n_layers: int | None = None) -> None:
     whole = isinstance(layer, int) and not isinstance(layer, bool)
-    if not whole or (n_layers is None and layer < 1):
+    if not whole or layer < 1:
         expected = "a whole number, 1 or more"
         raise ValueError(Errors.E019.format(setting=setting, expected=expected, value=layer))
-    if n_layers is not None and not 1 <= layer <= n_layers:
+    if n_layers is not None and layer > n_layers:
         raise ValueError(Errors.E008.format(setting=setting, n_layers=n_layers, layer=layer))
 
 
-def _check_window(window: int) -> None:
-    if isinstance(window, bool) or not isinstance(window, int) or window < 0:
-        raise ValueError(Errors.E006.format(value=window))
-
-
-def _check_threshold(threshold: float | list[float]) -> None:
-    values = threshold if isinstance(threshold, (list, tuple)) else [threshold]
+def _check_threshold(threshold: Any) -> None:
+    values = threshold if isinstance(threshold, tuple) else (threshold,)
     for value in values:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not 0 <= value <= 1:

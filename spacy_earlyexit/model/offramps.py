@@ -147,10 +147,8 @@ def joint_loss(
     slices: Mapping[str, slice],
     n_layers: int,
     *,
-    teacher: Tensor | None = None,
     layer_weights: str = "uniform",
     task_weights: Mapping[str, float] | None = None,
-    distill: float = 0.0,
 ) -> Tensor:
     """Weighted loss over all layers and tasks: sum_l w_l·CE_l / sum_l w_l, CE_l a mean over words.
 
@@ -161,12 +159,9 @@ def joint_loss(
     gold (Mapping[str, Tensor]): Per task the gold class of every word, IGNORE where there is none.
     slices (Mapping[str, slice]): Where each task's classes lie.
     n_layers (int): Layers of the encoder, also those that no unit of the batch lived to see.
-    teacher (Optional[Tensor]): Scores to learn from, shape (n_words, n_classes). None: those of the
-        last layer, for the words that got there.
-    layer_weights (str): "uniform": w_l = 1; "linear": w_l = l, as in the paper.
+    layer_weights (str): "linear": w_l = l, as in the paper; "uniform": w_l = 1.
     task_weights (Optional[Mapping[str, float]]): What each task's loss is multiplied with; 1 for
         those that it does not name.
-    distill (float): Weight of the divergence of each layer's distribution from the teacher's.
     RETURNS (Tensor): The sum of the tasks' losses, a scalar.
     RAISES (ValueError): If task_weights names a task that is not there.
     """
@@ -192,41 +187,15 @@ def joint_loss(
                 scores[:, slices[task]], labels[words], ignore_index=IGNORE, reduction="none"
             )
             total = total + task_weights.get(task, 1.0) * (losses * weights).sum() / n_gold
-    if not distill:
-        return total
-    if teacher is None:
-        taught = [(w, s.detach()) for layer, w, s in layer_scores if layer == n_layers]
-        if not taught:
-            return total
-        (known, targets), n_words = taught[0], len(next(iter(gold.values())))
-        place = words.new_full((n_words,), -1)
-        place[known] = torch.arange(len(known), device=known.device)
-        learns = place[words] >= 0
-        scores, weights = scores[learns], weights[learns]
-        targets = targets[place[words][learns]]
-    else:
-        known, targets = teacher, teacher[words]
-    for part in slices.values():
-        divergence = F.kl_div(
-            F.log_softmax(scores[:, part], dim=-1),
-            F.log_softmax(targets[:, part], dim=-1),
-            reduction="none",
-            log_target=True,
-        ).sum(-1)
-        total = total + distill * (divergence * weights).sum() / len(known)
     return total
 
 
 def make_joint_loss(
-    layer_weights: str = "uniform",
-    distill: float = 0.0,
-    task_weights: dict[str, float] | None = None,
+    layer_weights: str = "uniform", task_weights: dict[str, float] | None = None
 ) -> Callable[..., Tensor]:
     """Registered as spacy-earlyexit.JointLoss.v1; for `loss` of the transformer.
 
     layer_weights (str): "uniform", or "linear": each layer weighs its number, as in the paper.
-    distill (float): Weight of self-distillation: how much each layer also learns the distribution
-        of the last one, or of the frozen copy if self-sampling keeps one. 0: gold only.
     task_weights (Optional[Dict[str, float]]): What the loss of a task counts, such as {"ner": 2.0};
         1 for those that it does not name.
     RAISES (ValueError): If a setting is impossible.
@@ -236,13 +205,9 @@ def make_joint_loss(
         raise ValueError(
             Errors.E019.format(setting="layer_weights", expected=expected, value=layer_weights)
         )
-    if distill < 0:
-        raise ValueError(Errors.E019.format(setting="distill", expected=">= 0", value=distill))
     if task_weights and min(task_weights.values()) < 0:
         expected = "numbers >= 0"
         raise ValueError(
             Errors.E019.format(setting="task_weights", expected=expected, value=task_weights)
         )
-    return partial(
-        joint_loss, layer_weights=layer_weights, distill=distill, task_weights=task_weights
-    )
+    return partial(joint_loss, layer_weights=layer_weights, task_weights=task_weights)

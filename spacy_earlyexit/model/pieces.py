@@ -15,7 +15,6 @@ import numpy as np
 import srsly
 from spacy.attrs import IDX, IS_SPACE, LENGTH, ORTH, SPACY
 from spacy.tokens import Doc
-from thinc.api import Model
 from thinc.shims.shim import Shim
 from tokenizers import Regex, Tokenizer, normalizers
 
@@ -475,22 +474,3 @@ class TokenizerShim(Shim):
 
     def copy(self) -> "TokenizerShim":
         return copy.copy(self)
-
-
-def piece_encoder(get_spans: SpanGetter) -> Model[list[Doc], Pieces]:
-    """thinc layer from documents to packed pieces. Its shim holds the tokenizer.
-
-    get_spans (SpanGetter): Proposes the units.
-    """
-    return Model(
-        "piece_encoder",
-        _forward,
-        attrs={"get_spans": get_spans, "max_positions": 512},
-        shims=[TokenizerShim(None)],
-    )
-
-
-def _forward(model: Model, docs: list[Doc], is_train: bool) -> tuple[Pieces, Any]:
-    tokenizer = model.shims[0]._model
-    pieces = encode_docs(docs, tokenizer, model.attrs["get_spans"], model.attrs["max_positions"])
-    return pieces, lambda _: []

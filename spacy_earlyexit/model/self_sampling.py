@@ -32,8 +32,6 @@ class SelfSampling:
     aggressive (float): Share of units that get the smallest window and the largest threshold or
         speed-up.
     full_depth (float): Share of units that run to the last layer.
-    frozen (bool): Who decides: a frozen copy of the model as it was when stage 2 began, run at full
-        depth; or the model that is being trained.
 
     grid (Tensor): The thresholds of now, shape (n_windows, n_thresholds or n_speedups).
     """
@@ -45,7 +43,6 @@ class SelfSampling:
         schedule: str,
         aggressive: float,
         full_depth: float,
-        frozen: bool,
         speedups: Sequence[float] | None = None,
     ):
         self.windows = sorted(windows)
@@ -56,20 +53,16 @@ class SelfSampling:
         self.schedule = schedule
         self.aggressive = aggressive
         self.full_depth = full_depth
-        self.frozen = frozen
 
     def reset(self) -> None:
         """Begin again, for other weights."""
         self.grid = self.start
 
-    def __call__(
-        self, n_units: int, n_layers: int, doubts: Sequence[Tensor] | None = None
-    ) -> "SampledExit":
+    def __call__(self, n_units: int, n_layers: int) -> "SampledExit":
         """Uses torch's seeded generator, so that a seed reproduces the draw.
 
         n_units (int): Units of the batch.
         n_layers (int): Layers of the encoder.
-        doubts (Optional[Sequence[Tensor]]): What the frozen copy says, see SampledExit.
         RETURNS (SampledExit): The criterion for this batch.
         """
         n_windows, n_levels = self.grid.shape
@@ -83,7 +76,7 @@ class SelfSampling:
         factor = SCHEDULES[self.schedule]
         factors = [factor(layer, n_layers) for layer in range(1, n_layers + 1)]
         drawn = torch.stack([window, level])
-        return SampledExit(threshold, torch.tensor(self.windows)[window], factors, doubts, drawn)
+        return SampledExit(threshold, torch.tensor(self.windows)[window], factors, drawn)
 
     def follow(self, sampled: "SampledExit", macs: np.ndarray, macs_full: np.ndarray) -> None:
         """Move the thresholds towards those that give the wanted speed-ups (Robbins and Monro
@@ -109,8 +102,6 @@ class SampledExit:
     """TOKEE with a threshold and a window per unit of the original batch, shapes (n_units,).
 
     factors (Sequence[float]): What the thresholds are multiplied with, per layer.
-    doubts (Optional[Sequence[Tensor]]): The uncertainties to go by, per layer those of all words of
-        the original batch, shape (n_words,). None: those at hand.
     drawn (Optional[Tensor]): Row and column of each threshold in SelfSampling.grid, shape
         (2, n_units).
     """
@@ -120,13 +111,11 @@ class SampledExit:
         threshold: Tensor,
         window: Tensor,
         factors: Sequence[float],
-        doubts: Sequence[Tensor] | None = None,
         drawn: Tensor | None = None,
     ):
         self.threshold = threshold
         self.window = window
         self.factors = factors
-        self.doubts = doubts
         self.drawn = drawn
 
     def checks(self, layer: int) -> bool:
@@ -139,8 +128,6 @@ class SampledExit:
         unit = torch.as_tensor(words.unit_id)[words.word_unit.cpu()]
         threshold = self.threshold[unit].to(uncertainty.device) * self.factors[layer - 1]
         window = self.window[unit].to(uncertainty.device)
-        if self.doubts is not None:
-            uncertainty = self.doubts[layer - 1][torch.as_tensor(words.word_id)]
         worst = torch.empty_like(uncertainty)
         for size in sorted(set(self.window.tolist())):
             own = window == size
@@ -159,7 +146,6 @@ def make_self_sampling(
     thresholds: Sequence[float] | None = None,
     aggressive: float = 0.1,
     full_depth: float = 0.2,
-    frozen: bool = False,
     schedule: str = "linear",
     speedups: Sequence[float] | None = (1.5, 2.0, 3.0, 4.0, 5.0),
 ) -> SelfSampling:
@@ -167,8 +153,8 @@ def make_self_sampling(
     SelfSampling for the settings; of `thresholds` and `speedups` one is null.
 
     The paper's code draws full widths {5, …, 15} (that is windows 2 … 7) and thresholds
-    {.01, .03, .05, .1, .15, .2, .25}; of ten sentences two are aggressive, four at full depth; the
-    frozen model of stage 1 decides.
+    {.01, .03, .05, .1, .15, .2, .25}; of ten sentences two are aggressive, four at full depth; a
+    frozen model of stage 1 decides. Here the model that is being trained decides.
 
     RAISES (ValueError): If a setting is impossible.
     """
@@ -203,4 +189,4 @@ def make_self_sampling(
     if schedule not in SCHEDULES:
         expected = f"one of {', '.join(SCHEDULES)}"
         raise ValueError(Errors.E019.format(setting="schedule", expected=expected, value=schedule))
-    return SelfSampling(windows, thresholds, schedule, aggressive, full_depth, frozen, speedups)
+    return SelfSampling(windows, thresholds, schedule, aggressive, full_depth, speedups)

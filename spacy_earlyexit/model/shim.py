@@ -1,47 +1,47 @@
 """The shim between thinc and the torch module: its bytes and its optimiser steps."""
 
 import copy
-import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
-import safetensors.torch
 import torch
 from thinc.api import Optimizer, get_torch_default_device, torch2xp, xp2torch
 from thinc.shims import PyTorchShim
 from torch import nn
 
 from ..errors import Errors, Warnings
-from .encoders import Encoder, EncoderConfig, quantize
+from .encoders import quantize
 from .engine import MultiExitModule
-from .offramps import OffRamps
+from .settings import Settings
+from .weights import read_module, write_module
 
-# Under this name the header of the weights has everything else.
-_ABOUT = "multi_exit"
-_LONGEST_HEADER = 2**24  # what is longer is none
+PRECISIONS = ("float32", "int8")
 
 
 class MultiExitShim(PyTorchShim):
     """Holds a MultiExitModule, or None before it is initialised.
 
     Differs from thinc's PyTorchShim in four ways: the bytes are a config and safetensors, never a
-    pickle; the gradient is clipped by one global norm over all parameters; learning rate and
-    weight decay depend on what a parameter is; and thinc's Adam, whose step runs on one core, is
-    carried out by torch's with thinc's settings.
+    pickle, and are checked; the gradient is clipped by one global norm over all parameters;
+    learning rate and weight decay depend on what a parameter is; and thinc's Adam, whose step runs
+    on one core, is carried out by torch's with thinc's settings.
 
+    settings (Settings): What weights that are loaded have to be trained with.
     encoder_lr_scale, offramp_lr_scale (float): Factors on the optimiser's learning rate.
     mixed_precision (bool): Train with bfloat16 products.
     """
 
     def __init__(
         self,
+        settings: Settings,
         encoder_lr_scale: float = 1.0,
         offramp_lr_scale: float = 1.0,
         mixed_precision: bool = False,
     ):
         super().__init__(None)
+        self.settings = settings
         self.mixed_precision = mixed_precision
         self.lr_scales = {"encoder": encoder_lr_scale, "offramps": offramp_lr_scale}
         self._int8: MultiExitModule | None = None  # made of the module when it is first wanted
@@ -58,6 +58,31 @@ class MultiExitShim(PyTorchShim):
         self._model = module.to(get_torch_default_device()).eval()
         self._adam = self._int8 = None
 
+    def to_device(self, device_type: str, device_id: int) -> None:
+        """Move the weights, if there are any. int8 weights and the optimiser's moments are made
+        anew there.
+
+        device_type (str): "cpu" or "gpu".
+        device_id (int): Of the GPU.
+        """
+        if self._model is None:
+            return
+        self._adam = self._int8 = None
+        super().to_device(device_type, device_id)
+
+    def check_precision(self, precision: str) -> None:
+        """RAISES (ValueError): If the weights can't be multiplied in this precision."""
+        if precision not in PRECISIONS:
+            expected = " or ".join(f'"{name}"' for name in PRECISIONS)
+            raise ValueError(
+                Errors.E019.format(setting="precision", expected=expected, value=precision)
+            )
+        if precision == "int8" and self._model is not None:
+            device = next(self._model.parameters()).device
+            if device.type != "cpu":
+                component = self.settings.component
+                raise ValueError(Errors.E049.format(device=device, component=component))
+
     def for_prediction(self, precision: str) -> MultiExitModule:
         """The module that predicts.
 
@@ -69,9 +94,7 @@ class MultiExitShim(PyTorchShim):
         assert self._model is not None
         if precision == "float32":
             return self._model
-        device = next(self._model.parameters()).device
-        if device.type != "cpu":
-            raise ValueError(Errors.E049.format(device=device))
+        self.check_precision(precision)
         if self._int8 is None:
             self._int8 = MultiExitModule(quantize(self._model.encoder), self._model.offramps).eval()
         return self._int8
@@ -167,47 +190,23 @@ class MultiExitShim(PyTorchShim):
     def copy(self) -> "MultiExitShim":
         """RETURNS (MultiExitShim): A copy with an id of its own, by which optimisers go."""
         encoder, offramps = self.lr_scales.values()
-        copied = MultiExitShim(encoder, offramps, self.mixed_precision)
+        copied = MultiExitShim(copy.copy(self.settings), encoder, offramps, self.mixed_precision)
         copied._model = copy.deepcopy(self._model)
         return copied
 
     def to_bytes(self) -> bytes:
-        """RETURNS (bytes): safetensors, with what else is needed in their header; empty before
-        there are weights.
-        """
-        if self._model is None:
-            return b""
-        encoder, offramps = self._model.encoder, self._model.offramps
-        about = {
-            "encoder": encoder.config.to_dict(),
-            "classes": offramps.classes,
-            "context": offramps.context,
-        }
-        state = {n: t.detach().cpu().contiguous() for n, t in self._model.state_dict().items()}
-        return safetensors.torch.save(state, metadata={_ABOUT: json.dumps(about)})
+        """RETURNS (bytes): See weights.write_module; empty before there are weights."""
+        return b"" if self._model is None else write_module(self._model)
 
     def from_bytes(self, bytes_data: bytes) -> "MultiExitShim":
         """bytes_data (bytes): What to_bytes gave.
-        RAISES (ValueError): If it is something else.
+        RAISES (ValueError): If it is something else, or was trained with other settings.
         """
         if not bytes_data:
             self._model = self._adam = self._int8 = None
             return self
-        # A safetensors file is the length of its header, the header and the tensors.
-        size = int.from_bytes(bytes_data[:8], "little")
-        try:
-            header = json.loads(bytes_data[8 : 8 + min(size, _LONGEST_HEADER)])
-            about = json.loads(header["__metadata__"][_ABOUT])
-            config = EncoderConfig(**about["encoder"])
-            classes, context = about["classes"], about["context"]
-            state = safetensors.torch.load(bytes_data)
-        except (ValueError, KeyError, TypeError, safetensors.SafetensorError):
-            raise ValueError(Errors.E053) from None
-        with torch.device("meta"):  # the shapes only; the weights come from the bytes
-            encoder = Encoder(config)
-            offramps = OffRamps(classes, config.n_layers, config.hidden, context)
-            module = MultiExitModule(encoder, offramps)
-        module.load_state_dict(state, assign=True)
+        module = read_module(bytes_data)
+        self.settings.check(module.settings, source="this pipeline")
         self.module = module
         return self
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from spacy.pipeline.pipe import Pipe
@@ -12,9 +12,22 @@ from spacy.util import minibatch
 
 from ..errors import Errors
 from .exits import DocExits, find_exits
+from .home import PipelineRef
 
-if TYPE_CHECKING:
-    from .transformer import EarlyExitTransformer
+
+class Upstream(Protocol):
+    """What a component behind a transformer needs of it."""
+
+    name: str
+
+    @property
+    def tasks(self) -> list[str]: ...
+
+    @property
+    def label_data(self) -> dict[str, list[str]]: ...
+
+    @property
+    def nlp(self) -> Any: ...
 
 
 class ExitConsumer(Pipe, ABC):
@@ -24,6 +37,7 @@ class ExitConsumer(Pipe, ABC):
     tasks (List[str]): The tasks whose scores it reads.
     upstream (str): Name of the transformer it reads from; "*": the nearest in front.
     makes_words (bool): Whether it makes words of characters: no gold tokens for it.
+    home (Optional[PipelineRef]): The pipeline that its factory made it for.
     """
 
     name: str
@@ -31,7 +45,8 @@ class ExitConsumer(Pipe, ABC):
     upstream: str = "*"
     makes_words = False
     scorer: Any = None
-    transformer: "EarlyExitTransformer | None" = None
+    transformer: Upstream | None = None
+    home: PipelineRef | None = None
 
     @property
     def is_trainable(self) -> bool:
@@ -46,7 +61,7 @@ class ExitConsumer(Pipe, ABC):
             label for task in self.tasks for label in self.transformer.label_data.get(task, [])
         )
 
-    def check(self, transformer: "EarlyExitTransformer") -> None:
+    def check(self, transformer: Upstream) -> None:
         """RAISES (ValueError): If the transformer does not know a task that this one needs."""
         for task in self.tasks:
             if task not in transformer.tasks:

@@ -1,4 +1,4 @@
-"""The graph of a training batch, until all of its gradient has come."""
+"""A training batch whose step waits until all of its gradient has come."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -9,52 +9,66 @@ from spacy_transformers.layers import TransformerListener
 from thinc.api import xp2torch
 from torch import Tensor
 
+from ..errors import Errors
+from ..model.output import OutputGradient
 from ..model.trf_data import TrfDataPlan
 
 
 class PendingGradient:
-    """Collects what the listeners send back, and takes it through the graph with the loss.
+    """Collects what the listeners send back, and takes it through the graph with the loss's.
 
-    backprop (Callable): Of the model: takes a loss, the gradient of the states, and whether to
-        keep the graph.
-    loss (Optional[Tensor]): The off-ramps' loss, None without gold.
+    name (str): The transformer's, for messages.
+    docs (List[Doc]): The batch.
+    backprop (Callable[[OutputGradient], Any]): Of the model.
+    d_scores (Optional[Sequence[Tensor]]): The loss's gradient of the layers' scores, None without
+        gold.
     """
 
-    def __init__(self, backprop: Callable[..., Any], loss: Tensor | None):
-        self.backprop = backprop
-        self.loss = loss
+    def __init__(
+        self,
+        name: str,
+        docs: Sequence[Doc],
+        backprop: Callable[[OutputGradient], Any],
+        d_scores: Sequence[Tensor] | None,
+    ):
+        self.name = name
+        self.docs = list(docs)
+        self.backprop: Callable[[OutputGradient], Any] | None = backprop
+        self.d_scores = d_scores
         self.d_states: Any = None
         self.waiting: set[int] = set()
 
     def send(
         self,
         listeners: Iterable[TransformerListener],
-        docs: Sequence[Doc],
         data: Sequence[TransformerData],
         plan: TrfDataPlan,
     ) -> None:
         """Give the batch to the listeners, and wait for each to send its gradient."""
-        batch_id = TransformerListener.get_batch_id(list(docs))
+        batch_id = TransformerListener.get_batch_id(self.docs)
         for number, listener in enumerate(listeners):
             self.waiting.add(number)
 
             def receive(gradients: Sequence[TransformerData], number: int = number) -> list:
+                if self.backprop is None:
+                    raise ValueError(Errors.E112.format(name=self.name))
                 self.waiting.discard(number)
                 if gradients:  # else nothing of the batch was encoded
-                    own = plan.join(gradients)
-                    self.d_states = own if self.d_states is None else self.d_states + own
+                    joined = plan.join(gradients)
+                    self.d_states = joined if self.d_states is None else self.d_states + joined
                 return []
 
             listener.receive(batch_id, data, receive)
 
-    def take(self, *, keep: bool) -> bool:
-        """Take what has come so far through the graph.
+    def is_about(self, docs: Iterable[Doc]) -> bool:
+        """Whether all these Docs are of the batch."""
+        ids = {id(doc) for doc in self.docs}
+        return all(id(doc) in ids for doc in docs)
 
-        keep (bool): Keep the graph for listeners that have not sent theirs yet.
-        RETURNS (bool): Whether it was kept.
-        """
-        keep = keep and bool(self.waiting)
+    def take(self) -> None:
+        """Take what has come through the graph. What comes later is refused."""
+        backprop, self.backprop = self.backprop, None
         d_states = None if self.d_states is None else xp2torch(self.d_states)
-        self.backprop(self.loss, d_states, keep)
-        self.loss = self.d_states = None
-        return keep
+        if backprop is not None:
+            backprop(OutputGradient(self.d_scores, d_states))
+        self.d_scores = self.d_states = None

@@ -9,6 +9,7 @@ from spacy.tokens import Doc, Span
 
 from .consumer import ExitConsumer
 from .decoding import bio_grammar, decode
+from .home import PipelineRef
 
 
 @Language.factory(
@@ -39,7 +40,9 @@ def make_ner(
         ner, and new ones are found around them.
     scorer (Optional[Callable]): The scoring method.
     """
-    return EarlyExitNer(name, task=task, upstream=upstream, overwrite=overwrite, scorer=scorer)
+    ner = EarlyExitNer(name, task=task, upstream=upstream, overwrite=overwrite, scorer=scorer)
+    ner.home = PipelineRef(nlp)
+    return ner
 
 
 class EarlyExitNer(ExitConsumer):

@@ -1,7 +1,7 @@
 """Words out of characters, from the exit scores."""
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from spacy.attrs import ENT_IOB, ENT_TYPE, IS_SPACE, SENT_START, SPACY
@@ -11,12 +11,10 @@ from spacy.tokens import Doc
 from spacy.training import Example
 
 from ..errors import Errors
-from .consumer import ExitConsumer
+from .consumer import ExitConsumer, Upstream
 from .decoding import bmes_grammar, decode
+from .home import PipelineRef
 from .merging import changes, entity_ids, merge_tokens
-
-if TYPE_CHECKING:
-    from .transformer import EarlyExitTransformer
 
 WINNERS = ("names", "words")
 
@@ -44,7 +42,9 @@ def make_segmenter(
         the edges of names. "words": names are extended to whole words.
     scorer (Optional[Callable]): The scoring method.
     """
-    return EarlyExitSegmenter(name, task=task, upstream=upstream, wins=wins, scorer=scorer)
+    segmenter = EarlyExitSegmenter(name, task=task, upstream=upstream, wins=wins, scorer=scorer)
+    segmenter.home = PipelineRef(nlp)
+    return segmenter
 
 
 def make_segmenter_scorer() -> Callable[..., dict[str, Any]]:
@@ -89,7 +89,7 @@ class EarlyExitSegmenter(ExitConsumer):
         self.wins = wins
         self.scorer = scorer
 
-    def check(self, transformer: "EarlyExitTransformer") -> None:
+    def check(self, transformer: Upstream) -> None:
         """RAISES (ValueError): If the transformer does not know the task, or training would get
         words instead of characters.
         """

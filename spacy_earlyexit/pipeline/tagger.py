@@ -14,6 +14,7 @@ from spacy.vocab import Vocab
 
 from ..errors import Errors
 from .consumer import ExitConsumer
+from .home import PipelineRef
 
 _ATTRIBUTES = {"tag": TAG, "pos": POS}
 
@@ -45,9 +46,11 @@ def make_tagger(
     overwrite (bool): Replace tags that are already set, as in spaCy's tagger.
     scorer (Optional[Callable]): The scoring method.
     """
-    return EarlyExitTagger(
+    tagger = EarlyExitTagger(
         nlp.vocab, name, tasks=tasks, upstream=upstream, overwrite=overwrite, scorer=scorer
     )
+    tagger.home = PipelineRef(nlp)
+    return tagger
 
 
 def make_tagger_scorer() -> Callable[..., dict[str, Any]]:

@@ -5,7 +5,7 @@ the decorator `@tasks("name")`.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import catalogue
@@ -160,17 +160,22 @@ def _biluo_to_bio(tag: str | None) -> str | None:
     return ("B-" if position in "BU" else "I-") + label
 
 
+def find_task(name: str) -> Task | None:
+    """RETURNS (Optional[Task]): The task of this name, if it is registered."""
+    known: dict[str, Any] = tasks.get_all()
+    return known[name]() if name in known else None
+
+
 def get_task(name: str, component: str = "transformer") -> Task:
     """Look a task up by its registered name.
 
     RAISES (ValueError): If there is none.
     """
-    known: dict[str, Any] = tasks.get_all()
-    if name not in known:
-        raise ValueError(
-            Errors.E011.format(task=name, tasks=", ".join(sorted(known)), component=component)
-        )
-    return known[name]()
+    task = find_task(name)
+    if task is None:
+        known = ", ".join(sorted(tasks.get_all()))
+        raise ValueError(Errors.E011.format(task=name, tasks=known, component=component))
+    return task
 
 
 def is_bio(classes: Sequence[str]) -> bool:
@@ -178,32 +183,53 @@ def is_bio(classes: Sequence[str]) -> bool:
     return "O" in classes and all(c == "O" or c.startswith(("B-", "I-")) for c in classes)
 
 
-def collect_labels(
-    names: Iterable[str],
-    examples: Sequence[Example],
-    given: Mapping[str, list[str]],
-    component: str = "transformer",
-) -> dict[str, list[str]]:
-    """The labels of some tasks.
+class GoldLabels:
+    """The labels of tasks, read from a stream of gold Docs that is never held as a whole.
 
-    names (Iterable[str]): The tasks.
-    examples (Sequence[Example]): Their labels are those of these gold Docs, …
-    given (Mapping[str, List[str]]): … unless they stand here.
-    component (str): Whose tasks they are, for the message.
-    RETURNS (Dict[str, List[str]]): By task.
-    RAISES (ValueError): If a task is not known, or no label of it is found.
+    get_examples (Callable): Returns the examples anew at each call.
+    component (str): Whose tasks they are, for messages.
     """
-    collected = {}
-    for name in names:
-        task = get_task(name, component)
-        collected[name] = given[name] if name in given else task.labels(examples)
-        if not collected[name]:
+
+    def __init__(self, get_examples: Callable[[], Iterable[Example]], component: str):
+        self.get_examples = get_examples
+        self.component = component
+        self._found: dict[str, list[str]] = {}
+
+    def of(self, name: str) -> list[str]:
+        """RETURNS (List[str]): The labels that the Docs have for a task; maybe none.
+
+        RAISES (ValueError): If there is no such task.
+        """
+        if name not in self._found:
+            self._found[name] = get_task(name, self.component).labels(self.get_examples())
+        return self._found[name]
+
+    @property
+    def n_docs(self) -> int:
+        return sum(1 for _ in self.get_examples())
+
+    def collect(self, names: Iterable[str], given: Mapping[str, list[str]]) -> dict[str, list[str]]:
+        """The labels of some tasks.
+
+        names (Iterable[str]): The tasks.
+        given (Mapping[str, List[str]]): Labels by task; those of other tasks are read.
+        RETURNS (Dict[str, List[str]]): By task.
+        RAISES (ValueError): If a task is not known, or no label of it is found.
+        """
+        collected = {name: given.get(name) or self.of(name) for name in names}
+        missing = [name for name, labels in collected.items() if not labels]
+        if missing:
+            what = ", ".join(f"'{name}' ({get_task(name).annotation})" for name in missing)
             raise ValueError(
                 Errors.E013.format(
-                    n_docs=len(examples), task=name, what=task.annotation, name=component
+                    n_docs=self.n_docs,
+                    what=what,
+                    names=", ".join(missing),
+                    others=", ".join(f'"{name}"' for name in collected if name not in missing),
+                    name=self.component,
                 )
             )
-    return collected
+        return collected
 
 
 def gold_ids(

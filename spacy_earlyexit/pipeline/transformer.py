@@ -1,8 +1,8 @@
 """The multi-exit transformer as a spaCy component."""
 
 import copy
+import uuid
 import warnings
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,26 +13,50 @@ from spacy.language import Language
 from spacy.pipeline.trainable_pipe import TrainablePipe
 from spacy.tokens import Doc
 from spacy.training import Example, validate_examples, validate_get_examples
+from spacy.util import from_bytes, from_disk, minibatch, to_bytes, to_disk
 from spacy.vocab import Vocab
 from spacy_transformers.annotation_setters import null_annotation_setter
+from spacy_transformers.layers import TransformerListener
 from spacy_transformers.pipeline_component import install_extensions as install_trf_data
 from thinc.api import Config, Model, Optimizer, set_dropout_rate, torch2xp
 
+from ..about import __version__
 from ..errors import Errors, Warnings
-from ..model.architecture import MultiExitOutput, Request, as_multi_exit, module_of, plan_of
-from ..model.criteria import make_criterion
-from ..model.engine import MultiExitModule
+from ..model.architecture import (
+    as_multi_exit,
+    module_of,
+    plan_of,
+    set_classes,
+    set_width,
+    settings_of,
+)
+from ..model.criteria import ExitCriterion
+from ..model.encoder_layer import shim_of
 from ..model.offramps import IGNORE, joint_loss
+from ..model.output import MultiExitOutput, Request, Run
 from ..model.pieces import Pieces
 from ..model.self_sampling import SelfSampling
-from .exit_setting import ExitSetting, check_exit
+from ..model.shim import MultiExitShim
+from .consumer import ExitConsumer
+from .exit_setting import ExitSetting, Use, find_override, with_override
 from .exits import DocExits, leave_exits
 from .extensions import install_extensions, record
 from .forks import one_thread_in_forks
 from .gradients import PendingGradient
-from .stage1 import take_over
-from .tasks import collect_labels, get_task, gold_ids
-from .upstream import Links, Upstream
+from .links import STOCK_TASKS, Links
+from .meta import write_meta
+from .stage1 import load_stage1, take_over
+from .stored import (
+    check_labels,
+    check_pipeline,
+    check_setting,
+    exit_in_file,
+    read_cfg,
+    read_model,
+    store_id,
+    write_cfg,
+)
+from .tasks import GoldLabels, get_task, gold_ids
 
 DEFAULT_CONFIG = Config().from_str(
     """
@@ -75,8 +99,7 @@ window = 2
 """
 )
 
-_PRECISIONS = ("float32", "int8")
-_RECORDABLE = ("uncertainty", "confidence", "trf_data")
+RECORDABLE = ("uncertainty", "confidence", "trf_data")
 
 
 @Language.factory(
@@ -110,7 +133,8 @@ def make_transformer(
         or a criterion. Given at load it beats what is stored. None: what is stored, else full
         depth.
     self_sampling (Optional[SelfSampling]): Given: `update` is stage 2. None: stage 1.
-    loss (Optional[Callable]): The joint loss, a spacy-earlyexit.JointLoss.v1. None: its defaults.
+    loss (Optional[Callable]): The joint loss, a spacy-earlyexit.JointLoss.v1. None: that with its
+        defaults.
     record (List[str]): "uncertainty" and / or "confidence" to keep them on the Doc, where
         extensions.word_record finds them; "trf_data" to set doc._.trf_data also if no component
         listens.
@@ -137,20 +161,20 @@ def make_transformer(
     )
 
 
-class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
+class EarlyExitTransformer(TrainablePipe):
     """Encodes Docs with an encoder whose words leave as soon as they are certain.
 
     Follows spaCy's TrainablePipe API. What the words' exits say lies beside the Doc for the
     components behind it; doc._.exit_layers says how deep each token went.
 
-    changed (bool): Whether the weights have been trained since the last evaluation.
+    setting (ExitSetting): How words leave.
+    links (Links): The components behind it.
+    trained (bool): Whether `update` was called since it was made or loaded.
     """
 
-    changed: bool
-    _trained: bool  # since it was made or loaded
-    _frozen: MultiExitModule | None
+    trained: bool
     _pending: list[PendingGradient]
-    _deferred: tuple[Optimizer, float] | None
+    _step: tuple[Optimizer, float] | None
 
     def __init__(
         self,
@@ -171,62 +195,80 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
 
         RAISES (ValueError): If a setting is impossible.
         """
-        record = list(record)
-        if not set(record) <= set(_RECORDABLE):
-            expected = f"a list out of {', '.join(_RECORDABLE)}"
-            raise ValueError(Errors.E019.format(setting="record", expected=expected, value=record))
-        if max_batch_items < 1:
-            raise ValueError(
-                Errors.E019.format(
-                    setting="max_batch_items", expected=">= 1", value=max_batch_items
-                )
-            )
         for task in tasks or []:
             get_task(task, name)
         self.name = name
         self.vocab: Vocab = nlp.vocab
         self.model = model
         self.scorer = scorer
+        self.cfg: dict[str, Any] = {
+            "labels": {},
+            "auxiliary": [],
+            "points": {},
+            "exit": None,
+            "id": uuid.uuid4().hex,
+        }
+        self._saved = False
+        self._configured_tasks = tasks
         self.self_sampling = self_sampling
-        self.loss = loss or joint_loss
+        self.loss = loss
         self.record = record
         self.max_batch_items = max_batch_items
         self.precision = precision
-        self.cfg: dict[str, Any] = {"labels": {}, "auxiliary": [], "points": {}, "exit": None}
-        self._task_names = tasks
         self._forget_training()
-        self._nlp: Callable[[], Language | None] = weakref.ref(nlp)
-        self._links, self._others = Links(), []
-        check_exit(exit)
-        self._exit_given = self._exit = exit
+        self.setting = ExitSetting(self, exit)
+        self.links = Links(self, nlp)
         install_extensions()
         install_trf_data()
         one_thread_in_forks()
 
-    # --- what it learned -------------------------------------------------------------------
+    # --- settings --------------------------------------------------------------------------
 
     @property
-    def label_data(self) -> dict[str, list[str]]:
-        """RETURNS (Dict[str, List[str]]): The labels of each task, as `initialize` takes them."""
-        return self.cfg["labels"]
+    def self_sampling(self) -> SelfSampling | None:
+        """RETURNS (Optional[SelfSampling]): Given, `update` is stage 2."""
+        return self._self_sampling
+
+    @self_sampling.setter
+    def self_sampling(self, value: SelfSampling | None) -> None:
+        fits = value is None or isinstance(value, SelfSampling)
+        self._check("self_sampling", fits, "null or a spacy-earlyexit.SelfSampling.v1", value)
+        self._self_sampling = value
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        """RETURNS (Tuple[str]): All tasks' labels."""
-        return tuple(label for labels in self.label_data.values() for label in labels)
+    def loss(self) -> Callable[..., torch.Tensor]:
+        """RETURNS (Callable): The joint loss."""
+        return self._loss
+
+    @loss.setter
+    def loss(self, value: Callable[..., torch.Tensor] | None) -> None:
+        expected = "null or a spacy-earlyexit.JointLoss.v1"
+        self._check("loss", value is None or callable(value), expected, value)
+        self._loss = value or joint_loss
 
     @property
-    def temperatures(self) -> dict[str, list[float]]:
-        """RETURNS (Dict[str, List[float]]): What divides the scores of each task before their
-        uncertainty is taken, per layer. 1 until `spacy earlyexit calibrate` fits them.
-        """
-        try:
-            offramps = module_of(self.model).offramps
-        except ValueError:  # no weights yet
-            return {}
-        return dict(zip(offramps.classes, offramps.temperature.T.tolist(), strict=True))
+    def record(self) -> list[str]:
+        """RETURNS (List[str]): What is kept on the Doc."""
+        return self._record
 
-    # --- prediction ------------------------------------------------------------------------
+    @record.setter
+    def record(self, value: Iterable[str]) -> None:
+        names = [value] if isinstance(value, str) else list(value)
+        expected = f"a list out of {', '.join(RECORDABLE)}"
+        fits = not isinstance(value, str) and set(names) <= set(RECORDABLE)
+        self._check("record", fits, expected, value)
+        self._record = names
+
+    @property
+    def max_batch_items(self) -> int:
+        """RETURNS (int): The most sub-word pieces that are encoded at once in prediction."""
+        return self._max_batch_items
+
+    @max_batch_items.setter
+    def max_batch_items(self, value: int) -> None:
+        fits = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        self._check("max_batch_items", fits, "a whole number >= 1", value)
+        self._max_batch_items = value
 
     @property
     def precision(self) -> str:
@@ -239,12 +281,223 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
 
     @precision.setter
     def precision(self, value: str) -> None:
-        if value not in _PRECISIONS:
-            expected = " or ".join(f'"{precision}"' for precision in _PRECISIONS)
-            raise ValueError(
-                Errors.E019.format(setting="precision", expected=expected, value=value)
-            )
+        self._shim.check_precision(value)
         self._precision = value
+
+    @staticmethod
+    def _check(setting: str, fits: bool, expected: str, value: Any) -> None:
+        if not fits:
+            raise ValueError(Errors.E019.format(setting=setting, expected=expected, value=value))
+
+    @property
+    def _shim(self) -> MultiExitShim:
+        return shim_of(self.model.layers[1])
+
+    # --- what it learned -------------------------------------------------------------------
+
+    @property
+    def tasks(self) -> list[str]:
+        """RETURNS (List[str]): The tasks it was trained with, else those that are configured."""
+        return list(self.cfg["labels"]) or list(self._configured_tasks or [])
+
+    @property
+    def label_data(self) -> dict[str, list[str]]:
+        """RETURNS (Dict[str, List[str]]): The labels of each task, as `initialize` takes them."""
+        return self.cfg["labels"]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """RETURNS (Tuple[str]): All tasks' labels."""
+        return tuple(label for labels in self.label_data.values() for label in labels)
+
+    @property
+    def n_layers(self) -> int:
+        """RETURNS (int): Layers of the encoder."""
+        return module_of(self.model).encoder.config.n_layers
+
+    @property
+    def temperatures(self) -> dict[str, list[float]]:
+        """RETURNS (Dict[str, List[float]]): What divides the scores of each task before their
+        uncertainty is taken, per layer. 1 until `spacy earlyexit calibrate` fits them.
+        """
+        if self._shim.module is None:
+            return {}
+        offramps = self._shim.module.offramps
+        return dict(zip(offramps.classes, offramps.temperature.T.tolist(), strict=True))
+
+    # --- exits -----------------------------------------------------------------------------
+
+    @property
+    def points(self) -> dict[str, dict[str, Any]]:
+        """RETURNS (Dict[str, Dict]): The operating points: name to {"exit": a criterion's block,
+        and what was measured for it on dev}.
+        """
+        return self.cfg["points"]
+
+    def set_points(self, points: dict[str, dict[str, Any]]) -> None:
+        """Replace the operating points.
+
+        points (Dict[str, Dict]): As `points` gives them.
+        RAISES (ValueError): If one has no exit setting that fits.
+        """
+        before, self.cfg["points"] = self.cfg["points"], points
+        try:
+            for name in points:
+                self.resolve(name)
+        except ValueError:
+            self.cfg["points"] = before
+            raise
+        self._changed()
+
+    def forget_points(self) -> None:
+        """Without the weights that they were found for, points mean nothing."""
+        if isinstance(self.setting.value, str) and self.setting.value in self.points:
+            self.setting.value = None
+        self.points.clear()
+        self._changed()
+
+    @property
+    def exit(self) -> None | str | ExitCriterion:
+        """How words leave: None or "full" for full depth, the name of an operating point, or a
+        criterion, also as a config's block. What is set here is saved with the pipeline, and its
+        config says so ("custom" for a criterion).
+
+        RAISES (ValueError): If it is no setting, does not fit this transformer, or could not be
+            loaded again.
+        """
+        return self.setting.value
+
+    @exit.setter
+    def exit(self, value: None | str | ExitCriterion | dict[str, Any]) -> None:
+        self.setting.set(value)
+        self._changed()
+
+    def use(self, value: None | str | ExitCriterion | dict[str, Any]) -> Use:
+        """Another exit setting for a while, in this thread (context) only: `with` it. What nlp.pipe
+        and `pipe` return inside of the block keeps the setting, wherever it is read.
+
+        value (Union[None, str, ExitCriterion, Dict]): As for `exit`.
+        """
+        return Use(self.setting, value, self.links.pipelines())
+
+    @property
+    def criterion(self) -> ExitCriterion | None:
+        """RETURNS (Optional[ExitCriterion]): What rules in this context; None is full depth."""
+        return self.setting.criterion
+
+    def resolve(self, value: None | str | ExitCriterion | dict[str, Any]) -> ExitCriterion | None:
+        """What an exit setting comes to; None is full depth.
+
+        value (Union[None, str, ExitCriterion, Dict]): As for `exit`.
+        RAISES (ValueError): If it is no setting, or does not fit this transformer.
+        """
+        return self.setting.resolve(value)
+
+    # --- the pipeline ----------------------------------------------------------------------
+
+    @property
+    def nlp(self) -> Language:
+        """RETURNS (Language): The pipeline it is in; of several (it was sourced), the one that was
+        put together last, which is the one that training and scores are about.
+
+        RAISES (ValueError): If no pipeline is known, see links.
+        """
+        nlp = self.links.nlp
+        if nlp is None:
+            raise ValueError(Errors.E027.format(name=self.name))
+        return nlp
+
+    @property
+    def active_tasks(self) -> list[str]:
+        """The tasks that rule the exit and are scored: those whose component is enabled, in any
+        pipeline that has this transformer, and those that were learned without any (auxiliary
+        ones). If that leaves none, all of them.
+        """
+        enabled = {task for nlp, p in self.links.enabled() for task in self.links.tasks_of(p, nlp)}
+        active = [t for t in self.tasks if t in enabled or t in self.cfg["auxiliary"]]
+        return active or self.tasks
+
+    def components_behind(self, *, disabled: bool = False) -> list[tuple[str, Any]]:
+        """RETURNS (List[Tuple[str, Any]]): Names and components behind this one, in order.
+
+        disabled (bool): Also those that are disabled.
+        """
+        return self.links.here(disabled=disabled)
+
+    def tasks_of(self, component: Any) -> list[str]:
+        """RETURNS (List[str]): The tasks that a component needs, if it reads from this one."""
+        return self.links.tasks_of(component, self.links.nlp)
+
+    @property
+    def consumers(self) -> list[ExitConsumer]:
+        """RETURNS (List[ExitConsumer]): The components that read its exits, disabled ones too, in
+        order.
+        """
+        nlp = self.links.nlp
+        return [p for _, p in self.components_behind(disabled=True) if self.links.feeds(p, nlp)]
+
+    @property
+    def listener_map(self) -> dict[str, list[TransformerListener]]:
+        """RETURNS (Dict[str, List[TransformerListener]]): Listening layers by component."""
+        return self.links.listener_map
+
+    @listener_map.setter
+    def listener_map(self, value: dict[str, list[TransformerListener]]) -> None:
+        # spaCy assigns {} before it links a pipeline's components anew.
+        self.links.reset()
+        self._show_exit()  # the component may have another name now
+
+    @property
+    def listeners(self) -> list[TransformerListener]:
+        """RETURNS (List[TransformerListener]): Listening layers of the components behind it."""
+        return [layer for layers in self.listener_map.values() for layer in layers]
+
+    @property
+    def listening_components(self) -> list[str]:
+        """RETURNS (List[str]): Names of the components that listen."""
+        return list(self.listener_map)
+
+    def add_listener(self, listener: TransformerListener, component_name: str) -> None:
+        """Add a listening layer of a component behind it."""
+        self.links.add(listener, component_name)
+
+    def remove_listener(self, listener: TransformerListener, component_name: str) -> bool:
+        """Remove a listening layer. RETURNS (bool): Whether it was there."""
+        return self.links.remove(listener, component_name)
+
+    def find_listeners(self, component: Any) -> None:
+        """Link a component behind this one if it reads this transformer's exits, or has a layer
+        that listens to it (spacy-transformers.TransformerListener.v1).
+        """
+        before = self.links.nlp
+        self.links.link(component)
+        if self.links.nlp is not before:
+            self._show_exit()
+
+    def _states_wanted(self) -> bool:
+        """Whether anything reads the rows: an enabled component that listens, or who asked."""
+        if "trf_data" in self.record:
+            return True
+        return any(self.links.layers_of(component) for _, component in self.links.enabled())
+
+    # --- prediction ------------------------------------------------------------------------
+
+    def pipe(self, stream: Iterable[Doc], *, batch_size: int = 128) -> Iterator[Doc]:
+        """Annotate a stream in batches. See spaCy's TrainablePipe.pipe. The exit setting of `use`
+        is the one in which this was called, not that in which it is read.
+        """
+        override = {k: v for k, v in find_override().items() if k is self.setting}
+        docs = self._pipe(stream, batch_size)
+        return with_override(override, docs) if override else docs
+
+    def _pipe(self, stream: Iterable[Doc], batch_size: int) -> Iterator[Doc]:
+        error_handler = self.get_error_handler()
+        for docs in minibatch(stream, size=batch_size):
+            try:
+                self.set_annotations(docs, self.predict(docs))
+                yield from docs
+            except Exception as error:
+                error_handler(self.name, self, docs, error)
 
     def predict(
         self,
@@ -260,19 +513,19 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         every_layer (bool): Keep the scores of every layer.
         RETURNS (MultiExitOutput): Scores and exit layers of their words.
         """
-        self._settle()
-        return self.model.predict(
-            Request(
-                list(docs),
-                criterion=self.criterion,
-                tasks=self.active_tasks,
-                precision=self.precision,
-                max_rows=self.max_batch_items,
-                states=self._states_wanted(),
-                every_layer=every_layer,
-                pieces=pieces,
-            )
+        docs = list(docs)
+        if not any(pending.waiting and pending.is_about(docs) for pending in self._pending):
+            self._make_step()  # else nlp.update annotates the batch whose step still waits
+        run = Run(
+            criterion=self.criterion,
+            tasks=self.active_tasks,
+            precision=self.precision,
+            max_rows=self.max_batch_items,
+            states=self._states_wanted(),
+            every_layer=every_layer,
+            pieces=pieces,
         )
+        return self.model.predict(Request(docs, run))
 
     def set_annotations(self, docs: Iterable[Doc], scores: MultiExitOutput) -> None:
         """Leave the scores beside each Doc and record the exit layers on it.
@@ -341,93 +594,97 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         validate_examples(examples, "EarlyExitTransformer.update")
         if not examples:
             return losses
-        self._settle()
-        self._take_gradients(keep=False)
-        if self.points and not self._trained:
-            warnings.warn(Warnings.W003.format(name=self.name), stacklevel=2)
-        self.changed = self._trained = True
+        self._make_step()
+        self._take_gradients()
+        self._learns()
         set_dropout_rate(self.model, drop)
         docs = [eg.predicted for eg in examples]
-        listening = self._listening()
-        request = Request(docs, sampler=self.self_sampling, states=bool(listening))
-        if self.self_sampling is not None and self.self_sampling.frozen:
-            if self._frozen is None:
-                self._frozen = copy.deepcopy(module_of(self.model))
-            request.teacher = self._frozen
-        if not self.tasks:
-            request.criterion = self.criterion
-        output, backprop = self.model.begin_update(request)
-        gold = self.gold(examples, output.pieces)
-        loss = None
-        if output.layer_scores and any((ids != IGNORE).any() for ids in gold.values()):
-            loss = self.loss(
-                output.layer_scores,
-                gold,
-                output.slices,
-                self.n_layers,
-                teacher=output.teacher_scores,
-            )
-            losses[self.name] += float(loss.detach())
-        pending = PendingGradient(backprop, loss)
+        listening = self.links.listeners()
+        criterion = None if self.tasks else self.criterion
+        run = Run(criterion=criterion, sampler=self.self_sampling, states=bool(listening))
+        output, backprop = self.model.begin_update(Request(docs, run))
+        loss, d_scores = self._loss_of(examples, output)
+        losses[self.name] += loss
+        pending = PendingGradient(self.name, docs, backprop, d_scores)
         if listening:
             plan = plan_of(self.model, output, docs)
-            pending.send(listening, docs, plan.split(torch2xp(output.states.detach())), plan)
+            pending.send(listening, plan.split(torch2xp(output.states.detach())), plan)
         self._pending.append(pending)
         if sgd not in (None, False):
             self.finish_update(sgd)
         return losses
+
+    def _learns(self) -> None:
+        """The weights change: say so where points were found for those of before."""
+        if self.points and not self.trained:
+            warnings.warn(Warnings.W003.format(name=self.name), stacklevel=3)
+        self.trained = True
+        if self._saved:
+            self._changed()
+
+    def _loss_of(
+        self, examples: Sequence[Example], output: MultiExitOutput
+    ) -> tuple[float, Sequence[torch.Tensor] | None]:
+        """RETURNS (Tuple[float, Optional[Sequence[Tensor]]]): The loss, and its gradient of the
+        layers' scores; None without gold.
+        """
+        gold = self.gold(examples, output.pieces)
+        if not output.layer_scores or not any((ids != IGNORE).any() for ids in gold.values()):
+            return 0.0, None
+        loss = self.loss(output.layer_scores, gold, output.slices, self.n_layers)
+        layer_scores = [scores for _, _, scores in output.layer_scores]
+        return float(loss.detach()), torch.autograd.grad(loss, layer_scores)
 
     def finish_update(self, sgd: Optimizer) -> None:
         """Take the pending gradient and let the optimiser step.
 
         Where a listener has not sent its part yet (a bare nlp.update calls this before it updates
         the components behind this one; a frozen one never will), the step waits until the weights
-        are needed next: in the next update, in prediction, or when they are saved.
+        are needed next: in the next update, in prediction on other Docs, or when they are saved.
 
         sgd (Optimizer): thinc's optimiser; its grad_clip is one norm over all parameters.
         """
-        self._settle()
-        if any(pending.waiting for pending in self._pending):
-            self._deferred = (sgd, sgd.learn_rate)
-        else:
-            self._take_gradients(keep=False)
-            self.model.finish_update(sgd)
+        self._make_step()
+        self._step = (sgd, sgd.learn_rate)
+        if not any(pending.waiting for pending in self._pending):
+            self._make_step()
 
-    def _settle(self) -> None:
-        """Make the step that waited. What a listener sends later still goes into the next one."""
-        if self._deferred is None:
+    def _make_step(self) -> None:
+        """Make the step that waits, if one does, with all gradient that has come."""
+        if self._step is None:
             return
-        (sgd, learn_rate), self._deferred = self._deferred, None
-        self._take_gradients(keep=True)
+        (sgd, learn_rate), self._step = self._step, None
+        self._take_gradients()
         current, sgd.learn_rate = sgd.learn_rate, learn_rate
         try:
             self.model.finish_update(sgd)
         finally:
             sgd.learn_rate = current
 
+    def _take_gradients(self) -> None:
+        pending, self._pending = self._pending, []
+        for batch in pending:
+            batch.take()
+
     def _forget_training(self) -> None:
         """New weights: nothing of an earlier training goes on."""
-        self.changed = self._trained = False
+        self.trained = False
         if self.self_sampling is not None:
             self.self_sampling.reset()
-        self._frozen = None
         self._pending = []
-        self._deferred = None
-
-    def _take_gradients(self, *, keep: bool) -> None:
-        self._pending = [pending for pending in self._pending if pending.take(keep=keep)]
+        self._step = None
 
     def use_params(self, params: dict[Any, Any]) -> Iterator[None]:
         """Use other values (the optimiser's averages) for a while. A bare generator, which is what
         nlp.use_params takes. See TrainablePipe.use_params.
         """
-        self._settle()
+        self._make_step()
         with self.model.use_params(params):
             yield
 
     def rehearse(self, examples: Iterable[Example], **kwargs: Any) -> None:
         """RAISES (ValueError): If components listen; else there is nothing to do."""
-        if self._listening():
+        if self.links.listeners():
             raise ValueError(Errors.E024.format(name=self.name))
 
     def get_loss(self, examples: Any, scores: Any) -> None:
@@ -443,7 +700,7 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         """
         device = next(module_of(self.model).parameters()).device
         ids = gold_ids({task: self.label_data[task] for task in self.tasks}, examples, pieces)
-        return {task: torch.from_numpy(own).to(device) for task, own in ids.items()}
+        return {task: torch.from_numpy(classes).to(device) for task, classes in ids.items()}
 
     def initialize(
         self,
@@ -465,100 +722,222 @@ class EarlyExitTransformer(ExitSetting, Upstream, TrainablePipe):
         """
         validate_get_examples(get_examples, "EarlyExitTransformer.initialize")
         if nlp is not None:
-            self._move(nlp)
-        self._scrub_config()
+            self.links.move(nlp)
+        if self.self_sampling is not None and init_from is None:
+            raise ValueError(Errors.E123.format(name=self.name))
+        settings_of(self.model).component = self.name
         self._forget_training()
         self.forget_points()
-        examples = list(get_examples())
-        self._task_names = self.find_tasks(examples)
+        gold = GoldLabels(get_examples, self.name)
+        self._configured_tasks = self.find_tasks(gold)
         # Frozen and sourced components are disabled while spacy train initialises.
         behind = self.components_behind(disabled=True)
-        own = {task for _, pipe in behind for task in self.tasks_of(pipe)}
-        self.cfg["auxiliary"] = [task for task in self._task_names if task not in own]
+        read = {task for _, pipe in behind for task in self.tasks_of(pipe)}
+        self.cfg["auxiliary"] = [task for task in self._configured_tasks if task not in read]
         if init_from is not None:
-            self.cfg["labels"] = take_over(self, Path(init_from), labels, examples)
+            self._start_from(Path(init_from), labels or {}, get_examples)
         else:
-            self.cfg["labels"] = collect_labels(self._task_names, examples, labels or {}, self.name)
-            self.model.attrs["classes"] = {
-                task: get_task(task).classes(own) for task, own in self.label_data.items()
-            }
+            self.cfg["labels"] = gold.collect(self._configured_tasks, labels or {})
+            classes = {task: get_task(task).classes(own) for task, own in self.label_data.items()}
+            set_classes(self.model, classes)
             self.model.initialize()
-        self.model.shims[0].warn_if_slow(self.name)  # type: ignore[attr-defined]
+        self._remember_block()
+        self._shim.warn_if_slow(self.name)
         if nlp is not None:
             _warn_of_rate(nlp.config.get("training", {}))
-        self.resolve(self._exit)
+        self.resolve(self.exit)
         self._check_consumers()
         self._set_widths()
+        self._changed()
+
+    def find_tasks(self, gold: GoldLabels) -> list[str]:
+        """What `initialize` trains: the tasks that are configured; else those of the components
+        behind this one; else what the data annotates.
+
+        gold (GoldLabels): Of the training data.
+        RETURNS (List[str]): The tasks' names.
+        RAISES (ValueError): If none is configured and there is nothing to exit by.
+        """
+        if self._configured_tasks is not None:
+            return self._configured_tasks
+        components = [pipe for _, pipe in self.components_behind(disabled=True)]
+        wanted = dict.fromkeys(task for pipe in components for task in self.tasks_of(pipe))
+        needed = {task for consumer in self.consumers for task in consumer.tasks}
+        found = [t for t in wanted or STOCK_TASKS.values() if t in needed or gold.of(t)]
+        if not found:
+            known = ", ".join(STOCK_TASKS.values())
+            raise ValueError(Errors.E012.format(name=self.name, n_docs=gold.n_docs, tasks=known))
+        return found
+
+    def _start_from(
+        self,
+        path: Path,
+        labels: dict[str, list[str]],
+        get_examples: Callable[[], Iterable[Example]],
+    ) -> None:
+        """Begin stage 2 with what a pipeline of stage 1 has learned."""
+        stage1 = load_stage1(path, self.name)
+        stored = stage1.label_data
+        wanted = {task: {**stored, **labels}.get(task, []) for task in self._configured_tasks or []}
+        if wanted != stored:
+            raise ValueError(Errors.E018.format(path=path, old=stored, new=wanted))
+        inherited = take_over(self.model, stage1.model, self.name, path, get_examples)
+        for nlp in self.links.pipelines():
+            nlp.get_pipe_config(self.name)["model"].update(copy.deepcopy(inherited))
+        self.cfg["labels"] = copy.deepcopy(stored)
 
     def _check_consumers(self) -> None:
         for consumer in self.consumers:
             consumer.check(self)
 
+    def _set_widths(self) -> None:
+        if self._shim.module is not None:
+            set_width(self.model)
+        self.links.set_widths()
+
     # --- scoring ---------------------------------------------------------------------------
 
     def score(self, examples: Iterable[Example], **kwargs: Any) -> dict[str, Any]:
-        """Scores of the registered scorer. It is handed this component once after every change of
-        its weights, so that it can search thresholds for choosing a checkpoint.
+        """Scores of the registered scorer; nothing is changed. In training it is handed this
+        component, so that it can search thresholds for choosing a checkpoint.
 
         examples (Iterable[Example]): Examples with predictions.
         RETURNS (Dict[str, Any]): exit_layer_mean, exit_speedup and, in training, exit_score.
         """
         if self.scorer is None:
             return {}
-        transformer = self if self.changed else None
-        scores = self.scorer(examples, transformer=transformer, **kwargs)
-        self.changed = False
-        return scores
+        return self.scorer(examples, transformer=self if self.trained else None, **kwargs)
 
     # --- serialisation ---------------------------------------------------------------------
 
     def to_bytes(self, *, exclude: Iterable[str] = ()) -> bytes:
         """Serialize the component. See spaCy's TrainablePipe.to_bytes."""
-        self._settle()
-        self._store_exit()
-        return super().to_bytes(exclude=exclude)
+        self._before_saving()
+        serialize: dict[str, Callable[[], bytes]] = {
+            "cfg": lambda: write_cfg(self.cfg),
+            "model": self.model.to_bytes,
+        }
+        return to_bytes(serialize, exclude)
 
     def from_bytes(self, bytes_data: bytes, *, exclude: Iterable[str] = ()) -> Any:
         """Load the component. See spaCy's TrainablePipe.from_bytes."""
-        super().from_bytes(bytes_data, exclude=exclude)
-        return self._loaded()
+        settings_of(self.model).component = self.name
+        deserialize: dict[str, Callable[[bytes], Any]] = {
+            "cfg": lambda data: self.cfg.update(read_cfg(data, f"'{self.name}'")),
+            "model": lambda data: read_model(self.model, data, f"'{self.name}'"),
+        }
+        from_bytes(bytes_data, deserialize, exclude)
+        return self._loaded(f"'{self.name}'")
 
     def to_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> None:
         """Serialize the component. See spaCy's TrainablePipe.to_disk."""
-        self._settle()
-        self._store_exit()
-        super().to_disk(path, exclude=exclude)
+        self._before_saving()
+        store_id(self.vocab, self.name, self.cfg["id"])
+        serialize: dict[str, Callable[[Path], Any]] = {
+            "cfg": lambda p: p.write_bytes(write_cfg(self.cfg)),
+            "model": lambda p: p.write_bytes(self.model.to_bytes()),
+        }
+        to_disk(path, serialize, exclude)
 
     def from_disk(self, path: Any, *, exclude: Iterable[str] = ()) -> Any:
         """Load the component. See spaCy's TrainablePipe.from_disk."""
-        super().from_disk(path, exclude=exclude)
-        return self._loaded()
+        settings_of(self.model).component = self.name
+        path = Path(path)
+        for file in ("cfg", "model"):
+            if file not in exclude and not (path / file).is_file():
+                raise ValueError(Errors.E141.format(path=path / file))
+        deserialize: dict[str, Callable[[Path], Any]] = {
+            "model": lambda p: read_model(self.model, p.read_bytes(), str(p)),
+            "cfg": lambda p: self.cfg.update(read_cfg(p.read_bytes(), str(p))),
+        }
+        from_disk(path, deserialize, exclude)
+        nlp = self.links.nlp
+        lang = None if nlp is None else nlp.lang
+        check_pipeline(path.parent, self.name, lang, self.cfg["id"])
+        return self._loaded(str(path), exit_in_file(path.parent, self.name))
 
-    def _loaded(self) -> "EarlyExitTransformer":
-        """Settle the exit setting: given at load, then stored, then full depth."""
+    def _before_saving(self) -> None:
+        self._make_step()
+        self.cfg["exit"] = self.setting.stored
+        self._remember_block()
+        self._saved = True
+
+    def _loaded(self, source: str, in_file: str | None = None) -> "EarlyExitTransformer":
+        """Check what was loaded, and settle the exit setting.
+
+        source (str): Where it comes from, for messages.
+        in_file (Optional[str]): See ExitSetting.load.
+        """
         self._forget_training()
-        self._task_names = list(self.label_data) or self._task_names
         self._set_widths()
-        if self._exit_given is None:
-            stored = self.cfg["exit"]
-            self._exit = make_criterion(stored) if isinstance(stored, dict) else stored
-        if self.model.has_dim("nO"):
-            self.resolve(self._exit)  # a wrong setting fails here, not at the first text
-        self._scrub_config()
+        self.cfg.setdefault("id", uuid.uuid4().hex)
+        self.setting.load(self.cfg["exit"], in_file)
+        if self._shim.module is not None:
+            self._check_stored(source)
+            self.resolve(self.exit)  # a wrong setting fails here, not at the first text
+            for point in self.points:
+                self.resolve(point)
+        self._configured_tasks = list(self.label_data) or self._configured_tasks
+        self._saved = True
+        self._show_exit()
         return self
+
+    def _check_stored(self, source: str) -> None:
+        check_labels(self.model, self.label_data, source)
+        if self._configured_tasks is not None:
+            here, stored = self._configured_tasks, list(self.label_data)
+            check_setting(self.name, "tasks", here, stored, source)
+        module = module_of(self.model)
+        block = self._block()
+        if block is not None and "get_spans" in module.settings:
+            stored = module.settings["get_spans"]
+            check_setting(self.name, "model.get_spans", block.get("get_spans"), stored, source)
+
+    def _block(self) -> dict[str, Any] | None:
+        """The model's block in the config, if the pipeline is known."""
+        nlp = self.links.nlp
+        if nlp is None or self.name not in nlp._pipe_configs:
+            return None
+        return nlp.config.interpolate()["components"][self.name].get("model", {})
+
+    def _remember_block(self) -> None:
+        """Keep the span getter with the weights: it says what units they were trained on."""
+        block = self._block()
+        if block is not None and self._shim.module is not None and "get_spans" in block:
+            self._shim.module.settings["get_spans"] = block["get_spans"]
+
+    def _changed(self) -> None:
+        """What would be saved is not what was saved last: it gets another id, and the pipelines'
+        config and meta say what is in force.
+        """
+        self.cfg["id"] = uuid.uuid4().hex
+        self._saved = False
+        self._show_exit()
+
+    def _show_exit(self) -> None:
+        for nlp in self.links.pipelines():
+            if self.name in nlp._pipe_configs:
+                nlp.get_pipe_config(self.name)["exit"] = self.setting.in_config
+            components: list[tuple[str, Any]] = nlp._components
+            transformers = {n: p for n, p in components if isinstance(p, EarlyExitTransformer)}
+            write_meta(nlp, {n: p.about for n, p in transformers.items() if p.label_data})
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """RETURNS (Dict[str, Any]): What the pipeline's meta.json says of it."""
+        return {
+            "id": self.cfg["id"],
+            "version": __version__,
+            "exit": self.setting.stored,
+            "points": self.points,
+        }
 
     def __reduce__(self) -> tuple[Any, ...]:
         # spaCy's compiled base class brings its own, whose state ends with __dict__.
         rebuild, args, state = super().__reduce__()
-        # Under spawn the workers get no nlp: settle now what depends on it and on the context.
-        self._settle()
-        own = self.__dict__.copy()
-        own["_nlp"] = _no_nlp
-        own["_links"], own["_others"] = self._all_links(), []
-        own["_pending"] = []
-        own["_frozen"] = None
-        own["_exit"] = self._exit_here()
-        return rebuild, args, (*state[:-1], own)
+        self._make_step()
+        attributes = {**self.__dict__, "_pending": [], "_step": None}
+        return rebuild, args, (*state[:-1], attributes)
 
 
 def _warn_of_rate(training: dict[str, Any]) -> None:
@@ -571,10 +950,6 @@ def _warn_of_rate(training: dict[str, Any]) -> None:
     total = rate.get("total_steps") if isinstance(rate, dict) else None
     if isinstance(total, int) and isinstance(steps, int) and steps > total:
         warnings.warn(Warnings.W005.format(total=total, steps=steps), stacklevel=3)
-
-
-def _no_nlp() -> None:
-    """Stands for the weak reference to a pipeline that is not there."""
 
 
 def _confidence(scores: np.ndarray, slices: list[slice]) -> np.ndarray:

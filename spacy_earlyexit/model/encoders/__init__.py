@@ -1,6 +1,6 @@
 """One canonical encoder, filled from the Hugging Face families in a table."""
 
-from .families import FAMILIES, SUPPORTED, load_encoder, read_config
+from .families import FAMILIES, SUPPORTED, load_encoder, load_tokenizer, read_config
 from .int8 import quantize
 from .layers import Encoder, EncoderConfig, EncoderLayer
 
@@ -11,6 +11,7 @@ __all__ = [
     "EncoderConfig",
     "EncoderLayer",
     "load_encoder",
+    "load_tokenizer",
     "quantize",
     "read_config",
 ]

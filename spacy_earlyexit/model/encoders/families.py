@@ -1,12 +1,16 @@
 """From Hugging Face model families to the canonical encoder: one table of what differs."""
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig
 
 from ...errors import Errors
 from .layers import Encoder, EncoderConfig
@@ -202,49 +206,82 @@ FAMILIES = {
 }
 SUPPORTED = ", ".join(sorted(FAMILIES))
 
+# Any of these files is enough for a tokenizer.
+_TOKENIZERS = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
 # Settings of a checkpoint that would make another encoder of it: the only value supported.
 _ONLY = {"position_embedding_type": "absolute", "is_decoder": False, "rope_scaling": None}
 
 
-def read_config(name: str, overrides: dict[str, Any]) -> tuple[PretrainedConfig, EncoderConfig]:
+def read_config(
+    name: str, overrides: dict[str, Any], component: str = "transformer"
+) -> tuple[PretrainedConfig, EncoderConfig]:
     """The config of an encoder, without its weights.
 
     name (str): Hub name or folder of a Hugging Face encoder.
     overrides (Dict[str, Any]): Settings to change, in the family's own names, such as
         hidden_dropout_prob.
+    component (str): The component that wants it, for messages.
     RETURNS (Tuple[PretrainedConfig, EncoderConfig]): The family's and the canonical one.
     RAISES (ValueError): If the family, or a setting of this encoder, is not supported.
-    RAISES (OSError): If the encoder can't be found.
+    RAISES (OSError): If the encoder can't be found or read.
     """
-    hf_config = AutoConfig.from_pretrained(name, **overrides)
+    with explained(name, component):
+        hf_config = AutoConfig.from_pretrained(name, **overrides)
     family = FAMILIES.get(hf_config.model_type)
     if family is None:
         raise ValueError(
-            Errors.E002.format(name=name, family=hf_config.model_type, supported=SUPPORTED)
+            Errors.E002.format(
+                name=name, family=hf_config.model_type, supported=SUPPORTED, component=component
+            )
         )
     for setting, expected in _ONLY.items():
         found = getattr(hf_config, setting, expected)
         if found != expected:
             raise ValueError(
-                Errors.E048.format(name=name, setting=setting, expected=expected, value=found)
+                Errors.E048.format(
+                    name=name, setting=setting, expected=expected, value=found, component=component
+                )
             )
     settings = {ours: getattr(hf_config, theirs) for ours, theirs in family.settings.items()}
     settings |= {"family": hf_config.model_type, **family.derived(hf_config)}
     return hf_config, EncoderConfig(**settings)
 
 
+def load_tokenizer(name: str, overrides: dict[str, Any], component: str = "transformer") -> Any:
+    """The tokenizer of an encoder.
+
+    name, component: See read_config.
+    overrides (Dict[str, Any]): Passed on to AutoTokenizer.
+    RETURNS (PreTrainedTokenizerBase): The tokenizer.
+    RAISES (OSError): If it can't be found or read.
+    """
+    with explained(name, component):
+        return AutoTokenizer.from_pretrained(name, **overrides)
+
+
 def load_encoder(
-    name: str, overrides: dict[str, Any], aligned: bool = False, catch_up: int = 0
+    name: str,
+    overrides: dict[str, Any],
+    aligned: bool = False,
+    catch_up: int = 0,
+    component: str = "transformer",
 ) -> Encoder:
     """Load pretrained weights into a canonical encoder.
 
-    name, overrides: See read_config.
+    name, overrides, component: See read_config.
     aligned (bool), catch_up (int): See EncoderConfig.
     RETURNS (Encoder): The encoder with its weights, in float32.
     RAISES (ValueError, OSError): See read_config.
     """
-    hf_config, config = read_config(name, overrides)
-    hf_model = AutoModel.from_pretrained(name, config=hf_config, torch_dtype=torch.float32)
+    hf_config, config = read_config(name, overrides, component)
+    with explained(name, component):
+        hf_model = AutoModel.from_pretrained(name, config=hf_config, torch_dtype=torch.float32)
     encoder = Encoder(replace(config, aligned=aligned))
     state = canonical_state(hf_model.state_dict(), hf_config, encoder)
     if aligned:
@@ -252,6 +289,54 @@ def load_encoder(
     encoder.load_state_dict(state)
     encoder.set_catch_up(catch_up)
     return encoder
+
+
+@contextmanager
+def explained(name: str, component: str) -> Iterator[None]:
+    """Turn what the libraries raise when an encoder can't be read into a message that says what is
+    wrong with its folder.
+
+    RAISES (OSError): In place of any other error.
+    """
+    problem = _problem(Path(name))
+    if problem:  # the libraries would guess, or try the hub
+        raise OSError(Errors.E001.format(name=name, error=problem, component=component))
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0] or repr(error)
+        raise OSError(Errors.E001.format(name=name, error=reason, component=component)) from error
+
+
+def _problem(folder: Path) -> str:
+    """What is wrong with an encoder's folder, as far as its files say. Nothing: an empty string."""
+    if not folder.exists():
+        return ""
+    if not folder.is_dir():
+        return "this is a file, not a folder"
+    if (folder / "config.cfg").is_file():
+        return "this folder is a spaCy pipeline, not an encoder"
+    for file in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        if (folder / file).is_file():
+            try:
+                json.loads((folder / file).read_text(encoding="utf8"))
+            except (ValueError, RecursionError):
+                return f"{file} is not valid JSON"
+    if not (folder / "config.json").is_file():
+        return "config.json is missing"
+    if not any((folder / file).is_file() for file in _TOKENIZERS):
+        return f"the tokenizer is missing ({', '.join(_TOKENIZERS)})"
+    weights = [file for file in folder.iterdir() if file.suffix in (".safetensors", ".bin")]
+    if not weights:
+        return "the weights are missing (model.safetensors or pytorch_model.bin)"
+    for path in weights:
+        if path.suffix == ".safetensors":
+            try:
+                with safe_open(path, framework="pt") as tensors:
+                    tensors.keys()
+            except Exception:
+                return f"{path.name} is damaged or cut short"
+    return ""
 
 
 def canonical_state(

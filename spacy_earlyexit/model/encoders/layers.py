@@ -159,23 +159,18 @@ class EncoderLayer(nn.Module):
         return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).view(rows.shape)
 
     def finish(self, rows: Tensor, attended: Tensor) -> Tensor:
-        """The layer behind its attention, but for its last norm.
+        """The layer behind its attention.
 
         rows (Tensor): The active rows that came into the layer, shape (n_active, hidden).
         attended (Tensor): The mixed values for these rows, shape (n_active, hidden).
-        RETURNS (Tensor): The rows that `last_norm` takes, shape (n_active, hidden).
+        RETURNS (Tensor): The rows that leave the layer, shape (n_active, hidden).
         """
         rows = rows + self._drop(self.output(attended), self.output_dropout)
         if self.pre_norm:
             return rows + self._feed_forward(self.norm(rows))
         rows = self.attention_norm(rows)
-        return rows + self._feed_forward(rows)
-
-    def last_norm(self, rows: Tensor) -> Tensor:
-        """rows (Tensor): What `finish` returned, shape (n, hidden).
-        RETURNS (Tensor): The rows that leave the layer, shape (n, hidden).
-        """
-        return rows if self.pre_norm else self.norm(rows)
+        finished: Tensor = self.norm(rows + self._feed_forward(rows))
+        return finished
 
     def _feed_forward(self, rows: Tensor) -> Tensor:
         inner = self.inner(rows)
