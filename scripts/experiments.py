@@ -19,7 +19,7 @@ from wasabi import table as text_table
 
 from spacy_earlyexit.calibration.measuring import Curve, Measurement, Probe, Sweep, find_threshold
 from spacy_earlyexit.calibration.recording import label_score
-from spacy_earlyexit.calibration.search import Search, calibrate
+from spacy_earlyexit.calibration.search import Search, find_points
 from spacy_earlyexit.cli.options import GpuId
 from spacy_earlyexit.files import write_json
 from spacy_earlyexit.model.architecture import module_of
@@ -128,7 +128,7 @@ def score(pipeline: Path, common: dict[str, Any]) -> list[dict[str, Any]]:
     dev = list(Corpus(common["paths.dev"], gold_preproc=gold_preproc, limit=limit)(nlp))
     # With temperatures, as when the first of them were scored, so that all rows compare.
     search = Search(speedups=SPEEDUPS, max_losses=(), temperatures=(True,), finalists=2)
-    found = calibrate(transformer, dev, search)
+    found = find_points(transformer, dev, search)
     for name, reason in found.missed.items():  # the other rows still stand
         msg.warn(f"{name} left out: {reason}")
     return [

@@ -184,7 +184,7 @@ def keep_for_benchmark(pipeline: Path, folder: str, seed: int) -> None:
     kept = ROOT / "training" / "benchmarks" / folder / f"ours-{seed}"
     with beside(kept) as work:
         shutil.copytree(pipeline, work / "new")
-        put(work / "new", kept, work / "old")
+        put(work / "new", kept, work / "replaced")
 
 
 def peer_name(task: str, layers: int | None) -> str:

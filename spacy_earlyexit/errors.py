@@ -294,12 +294,34 @@ class Errors:
     )
 
     # -- W4 --
+    E142 = (
+        "No operating point was found, and nothing is saved. {reasons} Ask for smaller --speedups, "
+        "or train longer."
+    )
+    E143 = (
+        "The operating point '{name}' costs something else when it is loaded again: a MAC speed-up "
+        "of {found:.4f}, and {expected:.4f} was measured. Nothing is saved. Please report this."
+    )
 
     # -- W5 --
 
     # -- W6 --
 
     # -- W7 --
+    E170 = "'{path}' can't be written: {error}. Choose another place, or make room there."
+    E171 = "The output '{path}' is a file. Name a folder that is empty or not there yet."
+    E172 = (
+        "The output '{path}' lies inside of '{source}', which is read, or around it. Name another "
+        "folder; or '{source}' itself, with --force."
+    )
+    E173 = (
+        "The output '{path}' can't be replaced: it is the folder of this shell, one around it, or "
+        "a mounted volume. Name a folder inside of it."
+    )
+    E174 = (
+        "The output '{path}' holds something else than a pipeline, which is never replaced, not "
+        "even with --force. Name a folder that is empty or not there yet."
+    )
 
     # -- W8 --
 
@@ -337,6 +359,14 @@ class Warnings:
     # -- W3 --
 
     # -- W4 --
+    E142 = (
+        "No operating point was found, and nothing is saved. {reasons} Ask for smaller --speedups, "
+        "or train longer."
+    )
+    E143 = (
+        "The operating point '{name}' costs something else when it is loaded again: a MAC speed-up "
+        "of {found:.4f}, and {expected:.4f} was measured. Nothing is saved. Please report this."
+    )
     W140 = (
         "exit_score is left out: '{name}' and all components behind it were sourced, so that it "
         "knows no pipeline to score them in. Start from the other pipeline with `init_from` in "

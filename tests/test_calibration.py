@@ -1,5 +1,6 @@
 """Operating points: the search, and python -m spacy earlyexit calibrate."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -16,11 +17,12 @@ from spacy.cli.package import generate_readme
 from spacy.tokens import Doc, DocBin
 from spacy.training import Example
 
+import spacy_earlyexit
 import spacy_earlyexit.calibration.search as module
 from spacy_earlyexit.calibration import measuring
 from spacy_earlyexit.calibration.measuring import Curve, Measurement, Probe, Sweep, find_threshold
 from spacy_earlyexit.calibration.recording import expected_error, gold_chances
-from spacy_earlyexit.calibration.search import Candidate, Search, calibrate
+from spacy_earlyexit.calibration.search import Candidate, Search, find_points
 from spacy_earlyexit.evaluation.scores import standard_error
 from spacy_earlyexit.model.architecture import module_of
 from spacy_earlyexit.model.criteria import SCHEDULES, FixedExit, SentenceExit, TokenExit
@@ -63,7 +65,7 @@ def test_a_speedup_is_the_surest_run_within_one_error(trained, monkeypatch, erro
     monkeypatch.setattr(module, "TOLERANCE", 0.2)  # six sentences leave in large steps
     monkeypatch.setattr(module, "standard_error", lambda base, other, score: error)
     search = Search(**{**vars(SEARCH), "speedups": (1.5,), "max_losses": (), "finalists": 2})
-    found = calibrate(
+    found = find_points(
         trained.get_pipe("transformer"), make_examples(trained), without_temperatures(search)
     )
     near = [run for run in found.runs if abs(run.speedup / 1.5 - 1) <= 0.2]
@@ -253,7 +255,7 @@ def test_losses_that_are_allowed(trained):
     )
     assert search.points == ["a-100x", "a-lossless", "a-within-0.9"]
     transformer = trained.get_pipe("transformer")
-    found = calibrate(transformer, make_examples(trained), without_temperatures(search))
+    found = find_points(transformer, make_examples(trained), without_temperatures(search))
     assert "can't be reached" in found.missed["a-100x"]
     loose = found.points["a-within-0.9"]
     assert loose.score >= found.full.score - 0.9
@@ -269,7 +271,7 @@ def test_temperatures_are_those_with_less_expected_error(stored, monkeypatch):
         nlp = spacy.load(stored)
         transformer = nlp.get_pipe("transformer")
         only = Search(**{**vars(search), "temperatures": kinds})
-        found = calibrate(transformer, make_examples(nlp), only)
+        found = find_points(transformer, make_examples(nlp), only)
         of_each[kinds] = found, transformer.temperatures["ner"]
     assert set(of_each[False,][1]) == {1.0} and set(of_each[True,][1]) != {1.0}
     best = module._least_error({kind: of_each[kind,][0] for kind in (False, True)}, search)
@@ -303,7 +305,7 @@ def without_temperatures(search):
 
 def test_sentence_exit(trained):
     search = Search(speedups=(1.5,), sentence=True, max_losses=(), prefix="sentence-")
-    found = calibrate(
+    found = find_points(
         trained.get_pipe("transformer"), make_examples(trained), without_temperatures(search)
     )
     kinds = {type(run.criterion) for run in found.runs[1:]}
@@ -344,7 +346,7 @@ def test_doubled_is_what_the_released_code_does():
     "settings, message",
     [
         ({"speedups": [1.0]}, "speedups.*numbers > 1"),
-        ({"max_losses": [-0.1]}, "max_losses"),
+        ({"max_losses": [-0.1]}, "max_loss"),
         ({"windows": []}, "windows"),
         ({"windows": [-1]}, "windows"),
         ({"schedules": ["random"]}, "schedules.*constant, doubled"),
@@ -365,9 +367,9 @@ def test_nothing_to_score_by(trained):
     examples = [Example(doc.copy(), doc) for doc in bare]
     transformer = trained.get_pipe("transformer")
     with pytest.raises(ValueError, match="gold for none of the components"):
-        calibrate(transformer, examples, without_temperatures(SEARCH))
+        find_points(transformer, examples, without_temperatures(SEARCH))
     with pytest.raises(ValueError, match="nothing to calibrate"):
-        calibrate(transformer, [], without_temperatures(SEARCH))
+        find_points(transformer, [], without_temperatures(SEARCH))
 
 
 def test_too_much_to_record(trained, monkeypatch):
@@ -546,7 +548,7 @@ def test_setting_in_force_stays_or_falls_back(stored, dev, tmp_path):
         (["--speedups", "fast"], "speedups"),
         (["--windows", "1.5"], "windows"),
         (["--schedules", "none"], "schedules"),
-        (["--max-loss", "2"], "max_losses"),
+        (["--max-loss", "2"], "max_loss"),
         (["--plot", "curve.txt"], "plot"),
     ],
 )
@@ -583,7 +585,7 @@ def test_no_word_goes_deeper_than_tried(trained):
     """And what is always faster than the target is not run for it."""
     search = Search(speedups=(1.6,), max_losses=(), windows=(0,), depths=(0.75, 0.25), finalists=9)
     search = without_temperatures(search)
-    found = calibrate(trained.get_pipe("transformer"), make_examples(trained), search)
+    found = find_points(trained.get_pipe("transformer"), make_examples(trained), search)
     runs = [run for run in found.runs if run.criterion is not None]
     assert {run.criterion.last_layer for run in runs} == {3}
     assert max(run.mean_depth for run in runs) <= 3
@@ -594,7 +596,7 @@ def test_words_leave_at_every_second_layer_only(trained):
     assert {(c(0.1).threshold[0], c(0.1).threshold[2]) for c in search.candidates(4)} == {(0, 0)}
     assert all(c(0.1).checks(2) for c in search.candidates(4))
     transformer = trained.get_pipe("transformer")
-    found = calibrate(transformer, make_examples(trained), without_temperatures(search))
+    found = find_points(transformer, make_examples(trained), without_temperatures(search))
     assert len(found.runs) > 1
     for run in found.runs[1:]:
         with transformer.use(run.criterion):
@@ -652,3 +654,53 @@ def test_spacy_knows_the_commands():
         command = [sys.executable, "-m", "spacy", "earlyexit", name, "--help"]
         result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 0 and "--output" in result.stdout
+
+
+@pytest.mark.parametrize("speedups", ["50", "50,60"])
+def test_no_wanted_point_is_a_failure(stored, dev, tmp_path, speedups):
+    """Not a success without a point; nothing is written."""
+    args = [stored, dev, "--output", tmp_path / "new", "-G", "--finalists", "1"]
+    code, out = run_cli("calibrate", *args, "--windows", "0", "--speedups", speedups)
+    assert code == 1
+    assert "No operating point was found, and nothing is saved" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "option,value,message",
+    [
+        ("--speedups", "inf", "`speedups` has to be numbers > 1"),
+        ("--speedups", "nan", "`speedups` has to be numbers > 1"),
+        ("--max-loss", "-1", "`max_loss` has to be shares"),
+    ],
+)
+def test_impossible_numbers(stored, dev, tmp_path, option, value, message):
+    code, out = run_cli("calibrate", stored, dev, "-o", tmp_path / "new", f"{option}={value}")
+    assert code == 1 and message in out
+
+
+def test_points_are_run_again_before_they_are_kept(stored, dev, tmp_path, monkeypatch):
+    """What is loaded has to cost what was measured."""
+    from spacy_earlyexit.pipeline import transformer as component
+
+    write = component.write_cfg
+
+    def blunt(cfg):
+        cfg = copy.deepcopy(cfg)
+        for point in cfg["points"].values():
+            if point["exit"]:
+                point["exit"]["threshold"] = 0.0
+        return write(cfg)
+
+    monkeypatch.setattr(component, "write_cfg", blunt)
+    args = [stored, dev, "--output", tmp_path / "new", *OPTIONS, "-G"]
+    code, out = run_cli("calibrate", *args)
+    assert code == 1 and "costs something else when it is loaded again" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_function_stores_points_and_prints_nothing(trained, capfd):
+    nlp = copy.deepcopy(trained)
+    found = spacy_earlyexit.calibrate(nlp, make_examples(nlp), SEARCH)
+    assert list(nlp.get_pipe("transformer").points) == ["full", *found.points]
+    assert capfd.readouterr() == ("", "")

@@ -10,6 +10,7 @@ from spacy.language import Language
 from spacy.tokens import Doc, DocBin, Span
 from spacy.training import Example
 from test_families import make_family
+from wasabi import Printer
 
 import spacy_earlyexit.cli.convert as command
 import spacy_earlyexit.conversion.convert as module
@@ -309,7 +310,7 @@ def test_where_labels_come_from(original, tmp_path, labels, capsys):
     for doc in docs:
         doc.set_ents([Span(doc, 0, 1, label="PER")])
     path = write(tmp_path / "data.spacy", docs)
-    prepare(nlp, "transformer", path, path, tmp_path, labels=labels, seed=0)
+    prepare(nlp, "transformer", path, path, tmp_path, labels=labels, seed=0, msg=Printer())
     own = annotations(nlp)
     for part in ("train", "dev"):
         docs = read(tmp_path / f"{part}.spacy", nlp.vocab)
@@ -331,7 +332,7 @@ def test_a_tenth_is_held_out(original, corpora, tmp_path, capsys):
     for folder in (tmp_path / "a", tmp_path / "b"):
         folder.mkdir()
         path = corpora / "train.spacy"
-        prepare(nlp, "transformer", path, None, folder, labels="gold", seed=1)
+        prepare(nlp, "transformer", path, None, folder, labels="gold", seed=1, msg=Printer())
     sizes = [len(read(tmp_path / "a" / f"{part}.spacy", nlp.vocab)) for part in ("train", "dev")]
     assert sizes == [27, 3]
     assert "3 of the 30 training documents held out" in capsys.readouterr().out
@@ -423,9 +424,12 @@ def test_errors_of_the_command(stock, corpora, tmp_path):
     assert code == 2 and "--repeats" in out
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("here")
-    for path in (tmp_path / "full", tmp_path / "full" / "file"):
-        code, out = run_cli("convert", stock, train, "-o", path)
-        assert code == 1 and "not an empty folder" in out and "--force" in out
+    for path, problem in (
+        (tmp_path / "full", "else than a pipeline"),
+        (tmp_path / "full" / "file", "is a file"),
+    ):
+        code, out = run_cli("convert", stock, train, "-o", path, "--force")
+        assert code == 1 and problem in out
     assert (tmp_path / "full" / "file").read_text() == "here"
 
 
@@ -435,7 +439,8 @@ def test_errors_of_the_command(stock, corpora, tmp_path):
 def test_nothing_is_left_when_it_fails(stock, corpora, tmp_path, monkeypatch, capfd):
     """A kept pipeline stays as it was; one that was trained is kept, even if it can't be timed."""
     (tmp_path / "kept").mkdir()
-    (tmp_path / "kept" / "file").write_text("here")
+    for name in ("config.cfg", "meta.json"):
+        (tmp_path / "kept" / name).write_text("here")
 
     def fail(*args, **kwargs):
         raise RuntimeError("on purpose")
@@ -446,7 +451,7 @@ def test_nothing_is_left_when_it_fails(stock, corpora, tmp_path, monkeypatch, ca
         with pytest.raises(RuntimeError, match="on purpose"):
             convert(stock, corpora / "train.spacy", tmp_path / "kept", force=True, stage2_steps=0)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
-    assert (tmp_path / "kept" / "file").read_text() == "here"
+    assert (tmp_path / "kept" / "meta.json").read_text() == "here"
     monkeypatch.setattr(module, "compare", fail)
     with pytest.raises(RuntimeError, match="on purpose"):
         convert(stock, corpora / "train.spacy", tmp_path / "kept", force=True, stage2_steps=0)
@@ -561,6 +566,7 @@ def test_a_point_out_of_reach_leaves_full_depth(stock, original, corpora, tmp_pa
         point="50x",
         repeats=0,
         labels="own",
+        progress=True,
     )
     assert "'50x' was not reached" in " ".join(capfd.readouterr().out.split())
     assert [(row["system"], row["in_force"]) for row in rows] == [

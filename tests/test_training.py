@@ -22,7 +22,7 @@ from spacy.tokens import DocBin
 from spacy.util import registry
 from test_engine import engine, make_module, make_pieces
 
-from spacy_earlyexit.calibration.search import Search, calibrate
+from spacy_earlyexit.calibration.search import Search, find_points
 from spacy_earlyexit.model.architecture import (
     MultiExitTransformer,
     Tok2VecMultiExit,
@@ -192,7 +192,7 @@ def test_evaluation_changes_nothing(encoder):
     assert "exit_score" in scores and nlp.to_bytes() == before
     again = nlp.evaluate(examples)
     assert again["exit_score"] == scores["exit_score"] and transformer.points == {}
-    found = calibrate(transformer, examples, Search(speedups=[1.2], max_losses=[], windows=[0]))
+    found = find_points(transformer, examples, Search(speedups=[1.2], max_losses=[], windows=[0]))
     transformer.set_points({name: point.to_point() for name, point in found.points.items()})
     before = nlp.to_bytes()
     nlp.evaluate(examples[:2])

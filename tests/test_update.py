@@ -4,6 +4,7 @@ import gc
 
 import numpy as np
 import pytest
+import spacy
 import torch
 from conftest import TEXTS, make_examples, make_nlp
 from pipelines import (
@@ -308,3 +309,104 @@ def test_the_same_seed_gives_the_same_weights(encoder):
     first = run(1)
     assert same(first, run(1))
     assert not same(first, run(2))
+
+
+# --- listeners and steps -------------------------------------------------------------------
+
+
+LISTENER = {
+    "@architectures": "spacy-transformers.TransformerListener.v1",
+    "grad_factor": 1.0,
+    "pooling": {"@layers": "reduce_mean.v1"},
+}
+
+
+def listening(encoder):
+    """A tagger that listens, with weights that send back a gradient."""
+    spacy.util.fix_random_seed(0)
+    nlp = spacy.blank("en")
+    model = {"name": encoder, "offramp_lr_scale": 1.0, **NO_DROPOUT}
+    nlp.add_pipe("earlyexit_transformer", name="transformer", config={"model": model})
+    nlp.add_pipe("tagger", config={"model": {"tok2vec": LISTENER}})
+    nlp.initialize(lambda: tagged(nlp))
+    rng = np.random.default_rng(0)
+    for node in nlp.get_pipe("tagger").model.walk():
+        if node.has_param("W"):
+            shape = node.get_param("W").shape
+            node.set_param("W", rng.normal(scale=0.5, size=shape).astype("f"))
+    return nlp
+
+
+def tagged(nlp):
+    examples = []
+    for text, _ in TEXTS:
+        words = text.split()
+        gold = Doc(nlp.vocab, words=words, tags=["NN" if w[0].isupper() else "VB" for w in words])
+        examples.append(Example(Doc(nlp.vocab, words=words), gold))
+    return examples
+
+
+@pytest.mark.parametrize("annotates", [[], ["transformer"]])
+def test_a_bare_loop_takes_the_steps_of_spacy_train(encoder, annotates):
+    """The listener's gradient goes through the weights that it was made with, none is lost, and
+    what is saved has the last step; also where the transformer annotates the batch in between.
+    """
+    found = []
+    for bare in (True, False):
+        nlp = listening(encoder)
+        optimizer = sgd_optimizer(0.05)
+        for _ in range(3):
+            if bare:
+                nlp.update(tagged(nlp), sgd=optimizer, annotates=annotates)
+            else:
+                nlp.update(tagged(nlp), sgd=False, annotates=annotates)
+                for _, pipe in nlp.pipeline:
+                    pipe.finish_update(optimizer)
+        saved = nlp.to_bytes()
+        again = listening(encoder).from_bytes(saved)
+        assert same(weights(again), weights(nlp)), "nothing waits any more"
+        found.append(weights(nlp))
+    for name, values in found[0].items():
+        torch.testing.assert_close(values, found[1][name], rtol=1e-6, atol=1e-7, msg=name)
+
+
+def test_a_gradient_that_comes_too_late_is_refused(encoder):
+    nlp = listening(encoder)
+    transformer, tagger = nlp.get_pipe("transformer"), nlp.get_pipe("tagger")
+    examples = tagged(nlp)
+    transformer.update(examples, sgd=sgd_optimizer(0.05))
+    transformer.predict([nlp.make_doc("other documents")])  # makes the step
+    with pytest.raises(ValueError, match="sent its gradient after the step"):
+        tagger.update(examples)
+
+
+def test_the_model_is_a_layer_as_any_other(stable):
+    """Another thinc layer can send it the gradient of its output."""
+    from thinc.api import Model, chain
+
+    from spacy_earlyexit.model.output import OutputGradient, Request, Run
+
+    def forward(model, output, is_train):
+        layers = [scores.detach() for _, _, scores in output.layer_scores]
+        total = sum(float((scores**2).sum()) for scores in layers)
+
+        def backprop(d_total):
+            return OutputGradient([2 * d_total * scores for scores in layers], None)
+
+        return total, backprop
+
+    nlp, transformer = stable, transformer_of(stable)
+    model = chain(transformer.model, Model("squares", forward))
+    request = Request([eg.predicted for eg in make_examples(nlp)], Run())
+    _, backprop = model.begin_update(request)
+    module = module_of(transformer.model)
+    module.zero_grad()
+    assert backprop(0.5) == []
+    ours = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+    module.zero_grad()
+    output, _ = transformer.model.begin_update(request)
+    (0.5 * sum((scores**2).sum() for _, _, scores in output.layer_scores)).backward()
+    assert ours.keys() >= {"offramps.weight", "encoder.words.weight"}
+    for name, parameter in module.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(ours[name], parameter.grad, rtol=1e-5, atol=1e-6, msg=name)

@@ -5,20 +5,21 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import numpy as np
+from spacy.language import Language
 from spacy.training import Example
 from tqdm import tqdm
 
 from ..errors import Errors
 from ..evaluation.scores import standard_error
 from ..model.criteria import SCHEDULES, ExitCriterion, SentenceExit, TokenExit
+from ..pipeline.exit_setting import FULL_DEPTH
+from ..pipeline.finding import find_transformer
+from ..pipeline.transformer import EarlyExitTransformer
 from .measuring import TOLERANCE, Curve, Measurement, Probe, Sweep, Unreachable, aim, find_threshold
 from .recording import Recording
-
-if TYPE_CHECKING:
-    from ..pipeline.transformer import EarlyExitTransformer
 
 # Standard errors that a score has to be below the best one to be surely worse. One would leave the
 # choice to luck: the best of many runs has had some.
@@ -93,8 +94,8 @@ class Search:
         known = bool(self.schedules) and set(self.schedules) <= set(SCHEDULES)
         deep = bool(self.depths) and all(0 < depth <= 1 for depth in self.depths)
         checks: list[tuple[str, str, bool]] = [
-            ("speedups", "numbers > 1", all(s > 1 for s in self.speedups)),
-            ("max_losses", "shares in [0, 1)", all(0 <= x < 1 for x in self.max_losses)),
+            ("speedups", "numbers > 1", all(1 < s < math.inf for s in self.speedups)),
+            ("max_loss", "shares in [0, 1)", all(0 <= x < 1 for x in self.max_losses)),
             ("windows", "whole numbers >= 0", bool(self.windows) and min(self.windows) >= 0),
             ("schedules", f"some of {', '.join(SCHEDULES)}", known),
             ("depths", "shares in (0, 1]", deep),
@@ -113,7 +114,7 @@ class Search:
         ]
         for setting, expected, fine in checks:
             if not fine:
-                value = getattr(self, setting)
+                value = getattr(self, "max_losses" if setting == "max_loss" else setting)
                 raise ValueError(
                     Errors.E019.format(setting=setting, expected=expected, value=value)
                 )
@@ -162,7 +163,34 @@ class Calibration:
 
 
 def calibrate(
-    transformer: "EarlyExitTransformer", examples: Sequence[Example], search: Search
+    nlp: Language,
+    examples: Sequence[Example],
+    search: Search | None = None,
+    *,
+    progress: bool = False,
+) -> Calibration:
+    """Find operating points of a pipeline and give them to it, in place of those that it has.
+
+    nlp (Language): The pipeline, with a trained earlyexit_transformer.
+    examples (Sequence[Example]): Dev data. Their predicted Docs give the tokens.
+    search (Optional[Search]): What is looked for; None: 2x, 3x, 4x and lossless.
+    progress (bool): Draw a progress bar.
+    RETURNS (Calibration): Points and runs.
+    RAISES (ValueError): If there is nothing to score by, or a task is named that is not there.
+    """
+    transformer = find_transformer(nlp)
+    found = find_points(transformer, examples, search or Search(), progress=progress)
+    measured = {FULL_DEPTH: found.full, **found.points}
+    transformer.set_points({name: point.to_point() for name, point in measured.items()})
+    return found
+
+
+def find_points(
+    transformer: EarlyExitTransformer,
+    examples: Sequence[Example],
+    search: Search,
+    *,
+    progress: bool = False,
 ) -> Calibration:
     """Find the best setting for each speed-up, and the fastest for each loss.
 
@@ -175,6 +203,7 @@ def calibrate(
     transformer (EarlyExitTransformer): In its pipeline. It gets the temperatures, not the points.
     examples (Sequence[Example]): Dev data.
     search (Search): What is looked for.
+    progress (bool): Draw a progress bar.
     RETURNS (Calibration): Points and runs.
     RAISES (ValueError): If there is nothing to score by, or a task is named that is not there.
     """
@@ -185,7 +214,8 @@ def calibrate(
             Errors.E019.format(setting="task_temperatures", expected=expected, value=value)
         )
     probe = Probe(transformer, examples, hits=True)
-    with tqdm(total=1, desc="full depth", unit="target", disable=None, leave=False) as bar:
+    shown = None if progress else True  # None: not in a log file
+    with tqdm(total=1, desc="full depth", unit="target", disable=shown, leave=False) as bar:
         recording, full = probe.record()
         if not full.scores:
             raise ValueError(Errors.E040.format(name=transformer.name))

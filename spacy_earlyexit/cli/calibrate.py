@@ -1,5 +1,6 @@
 """python -m spacy earlyexit calibrate"""
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,8 @@ from .options import CodePath, Force, GoldPreproc, GpuId, Limit, Plot
 from .tables import parse_list, parse_speedups, print_table
 
 if TYPE_CHECKING:
+    from spacy.training import Example
+
     from ..calibration.search import Calibration, Search
     from ..pipeline.transformer import EarlyExitTransformer
 
@@ -137,6 +140,7 @@ def calibrate_cli(
             limit=limit,
             force=force,
             plot=plot,
+            progress=True,
         )
     except (OSError, ValueError) as error:
         msg.fail(f"Can't calibrate the pipeline '{pipeline}'", str(error), exits=1)
@@ -169,6 +173,7 @@ def calibrate_pipeline(
     limit: int = 0,
     force: bool = False,
     plot: Path | None = None,
+    progress: bool = False,
 ) -> tuple["Calibration", "EarlyExitTransformer"]:
     """Calibrate a pipeline and write it, in full or not at all, to a folder.
 
@@ -181,19 +186,21 @@ def calibrate_pipeline(
     gold_preproc, limit (bool, int): As in spacy.Corpus.v1.
     force (bool): Replace the output if it exists.
     plot (Optional[Path]): Where to draw what was found.
+    progress (bool): Draw a progress bar.
     RETURNS (Tuple[Calibration, EarlyExitTransformer]): What was found, and who has it now.
     RAISES (ValueError): If a setting is impossible, or data or pipeline do not fit.
     """
     import spacy
 
-    from ..calibration.search import calibrate
+    from ..calibration.search import find_points
     from ..evaluation.scores import read_examples
-    from ..files import beside, check_output, put
+    from ..files import check_output, replacing, restore
     from ..pipeline.exit_setting import FULL_DEPTH
     from ..pipeline.finding import find_transformer
     from ..visuals.plots import check_plots, plot_scores
 
-    check_output(output, force)
+    check_output(output, force, pipeline)
+    restore(Path(pipeline))
     if plot is not None:
         check_plots(plot)
     nlp = spacy.load(pipeline)
@@ -204,19 +211,44 @@ def calibrate_pipeline(
         raise ValueError(Errors.E019.format(setting="exit", expected=expected, value=exit_point))
     examples = read_examples(nlp, dev_path, gold_preproc=gold_preproc, limit=limit)
     before = transformer.temperatures
-    found = calibrate(transformer, examples, search)
+    found = find_points(transformer, examples, search, progress=progress)
     measured = {FULL_DEPTH: found.full, **found.points}
     points = {name: point.to_point() for name, point in measured.items()}
     transformer.set_points({**(transformer.points if add else {}), **points})
     put_in_force(transformer, exit_point, search, moved=transformer.temperatures != before)
-    with beside(output) as folder:
-        nlp.to_disk(folder / "pipeline")
-        put(folder / "pipeline", output, folder / "replaced")
+    wanted = [search.speed_point(speedup) for speedup in search.speedups] or search.points
+    if not found.points.keys() & set(wanted):
+        raise ValueError(Errors.E142.format(reasons=" ".join(found.missed.values())))
+    with replacing(output) as folder:
+        nlp.to_disk(folder)
+        check_points(folder, examples, list(points))
     if plot is not None:
         shown = [(name, point.speedup, point.score) for name, point in measured.items()]
         runs = [(run.speedup, run.score) for run in found.runs]
         plot_scores(plot, shown, runs=runs, full=found.full.score, title=str(pipeline))
     return found, transformer
+
+
+def check_points(pipeline: Path, examples: Sequence["Example"], names: Sequence[str]) -> None:
+    """Run points of a saved pipeline again.
+
+    pipeline (Path): The folder.
+    examples (Sequence[Example]): The dev data that they were measured on.
+    names (Sequence[str]): The points.
+    RAISES (ValueError): If one does not cost what is stored with it.
+    """
+    import spacy
+
+    from ..calibration.measuring import Probe
+    from ..pipeline.finding import find_transformer
+
+    nlp = spacy.load(pipeline)
+    transformer = find_transformer(nlp)
+    probe = Probe(transformer, examples)
+    for name in names:
+        found, expected = probe(transformer.resolve(name)), transformer.points[name]["dev_speedup"]
+        if abs(found.speedup / expected - 1) > 1e-6:
+            raise ValueError(Errors.E143.format(name=name, found=found.speedup, expected=expected))
 
 
 def put_in_force(

@@ -91,6 +91,7 @@ def convert_cli(
             seed=seed,
             gpu_id=gpu_id,
             force=force,
+            progress=True,
         )
     except (OSError, ValueError) as error:
         msg.fail(f"Can't convert the pipeline '{pipeline}'", str(error), exits=1)

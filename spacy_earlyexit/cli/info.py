@@ -48,6 +48,9 @@ def info(pipeline: str | Path) -> dict[str, Any]:
     """
     import spacy
 
+    from ..files import restore
+
+    restore(Path(pipeline))
     return {"pipeline": str(pipeline), **describe(spacy.load(pipeline))}
 
 

@@ -1,6 +1,7 @@
 """Conversion of a pipeline that uses spacy-transformers: same encoder and heads, with exits."""
 
 import copy
+import io
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,7 @@ from spacy.training.loop import train as spacy_train
 from spacy.util import fix_random_seed, registry
 from spacy_transformers import Transformer
 from spacy_transformers.layers import TransformerModel
-from wasabi import msg
+from wasabi import Printer
 
 from ..calibration.measuring import Probe, Sweep, Unreachable, find_threshold
 from ..errors import Errors
@@ -79,6 +80,7 @@ def convert(
     seed: int = 0,
     gpu_id: int = -1,
     force: bool = False,
+    progress: bool = False,
 ) -> list[dict[str, Any]]:
     """Convert a pipeline that uses spacy-transformers and write it to a folder.
 
@@ -99,18 +101,20 @@ def convert(
     point (str): The operating point in force in the new pipeline, or "full".
     repeats (int): Timed rounds; 0 for scores only.
     seed, gpu_id (int): As in `spacy train`.
-    force (bool): Replace the output if it exists.
+    force (bool): Replace the output if it is a pipeline.
+    progress (bool): Print what is being done.
     RETURNS (List[Dict[str, Any]]): A row each for the original, the new pipeline at full depth and
         at its points: system, in_force, scores, exit_layer_mean, exit_speedup (MACs), and if timed
         words_per_second (median), spread (its least and greatest), wall_speedup.
     RAISES (ValueError): If the pipeline, the data or a setting does not fit.
     """
     check_settings(labels, speedups, point, learn_rate)
-    check_output(output, force)
+    msg = Printer(no_print=not progress)
+    check_output(output, force, pipeline)
     original = spacy.load(pipeline)
     name = find_stock(original)
     with beside(output) as folder:
-        prepare(original, name, train_path, dev_path, folder, labels=labels, seed=seed)
+        prepare(original, name, train_path, dev_path, folder, labels=labels, seed=seed, msg=msg)
         fix_random_seed(seed)
         nlp = spacy.load(pipeline)
         source_config = sections(nlp)
@@ -121,6 +125,7 @@ def convert(
             "batch_words": batch_words,
             "seed": seed,
             "gpu_id": gpu_id,
+            "progress": progress,
         }
         msg.divider("Stage 1: the off-ramps")
         nlp = train_offramps(nlp, steps=stage1_steps, **settings)
@@ -323,6 +328,7 @@ def train(
     batch_words: int,
     seed: int,
     gpu_id: int,
+    progress: bool = False,
 ) -> Language:
     """Train with spaCy's loop.
 
@@ -385,15 +391,16 @@ def train(
         },
         "logger": {
             "@loggers": "spacy-earlyexit.ConsoleLogger.v1",
-            "progress_bar": "eval",
-            "console_output": True,
+            "progress_bar": "eval" if progress else None,
+            "console_output": progress,
             "output_file": None,
         },
         "score_weights": {**weights, **shown, "exit_score": 1.0},
     }
     path = folder / f"stage{stage}"
     path.mkdir()
-    spacy_train(nlp, path, use_gpu=gpu_id)
+    out = {} if progress else {"stdout": io.StringIO(), "stderr": io.StringIO()}
+    spacy_train(nlp, path, use_gpu=gpu_id, **out)
     # At the end of the rate's decay: dev scores are too noisy to choose a checkpoint by.
     return spacy.load(path / "model-last")
 

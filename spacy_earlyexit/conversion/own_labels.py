@@ -14,7 +14,7 @@ from spacy.pipeline.textcat_multilabel import MultiLabel_TextCategorizer
 from spacy.tokens import Doc, DocBin, Span
 from spacy.training import Example
 from spacy.vocab import Vocab
-from wasabi import msg
+from wasabi import Printer
 
 from ..errors import Errors
 from ..pipeline.finding import bare_doc
@@ -65,6 +65,7 @@ def prepare(
     *,
     labels: str,
     seed: int,
+    msg: Printer | None = None,
 ) -> None:
     """Write train.spacy and dev.spacy, as they are learned from, to a folder.
 
@@ -76,6 +77,7 @@ def prepare(
         keep their gold and are filled.
     RAISES (ValueError): If there are too few documents, or labels that no component knows.
     """
+    msg = msg or Printer(no_print=True)
     train = read(train_path, nlp.vocab)
     if dev_path is not None:
         dev = read(dev_path, nlp.vocab)
