@@ -19,14 +19,14 @@ from wasabi import msg
 from spacy_earlyexit.cli.tables import print_table
 from spacy_earlyexit.model import encoder_layer
 from spacy_earlyexit.model.architecture import module_of, pieces_of
-from spacy_earlyexit.model.encoders.int8 import Int8Linear, Int8Product
-from spacy_earlyexit.model.encoders.layers import CHUNK
 from spacy_earlyexit.model.engine import run
 from spacy_earlyexit.model.kernels.attention import batched, batched_is_faster
+from spacy_earlyexit.model.kernels.chunks import CHUNK
+from spacy_earlyexit.model.kernels.int8 import Int8Linear, Int8Product
 from spacy_earlyexit.model.kernels.products import (
     Linear,
-    by_columns,
     by_onednn,
+    column_major,
     onednn_is_faster,
 )
 from spacy_earlyexit.pipeline.finding import bare_doc, find_transformer
@@ -55,8 +55,8 @@ def best(call: Callable[..., object], *args: object, seconds: float = 0.5) -> fl
 def kinds_cli(threads: Threads = 0) -> None:
     """float32, bfloat16 and int8 products, and a feed-forward of them."""
     torch.set_num_threads(threads or torch.get_num_threads())
-    inner, outer = by_columns(Linear(HIDDEN, INNER)), by_columns(Linear(INNER, HIDDEN))
-    with_gelu = by_columns(Linear(HIDDEN, INNER, gelu=True))
+    inner, outer = column_major(Linear(HIDDEN, INNER)), column_major(Linear(INNER, HIDDEN))
+    with_gelu = column_major(Linear(HIDDEN, INNER, gelu=True))
     inner8, outer8 = Int8Linear(inner), Int8Linear(outer)
     half = nn.Linear(HIDDEN, INNER).to(torch.bfloat16)
     bare = torch.randint(-63, 64, (INNER, HIDDEN), dtype=torch.int8)
@@ -124,7 +124,7 @@ def layout_cli(threads: Threads = 0) -> None:
             product(inputs[layer.in_features], layer.weight, layer.bias)
 
     by_row = [Linear(*shape) for _ in range(12) for shape in shapes]
-    by_column = [by_columns(Linear(*shape)) for _ in range(12) for shape in shapes]
+    by_column = [column_major(Linear(*shape)) for _ in range(12) for shape in shapes]
     rows = []
     for n in (8, 16, 32, 64, 128, 512):
         inputs = {size: torch.randn(n, size) for size in (HIDDEN, INNER)}

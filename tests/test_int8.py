@@ -9,9 +9,9 @@ from conftest import SHARED, make_examples, make_nlp
 from torch import nn
 
 from spacy_earlyexit.model.criteria import TokenExit
-from spacy_earlyexit.model.encoders import int8
-from spacy_earlyexit.model.encoders.int8 import Int8Linear, Int8Product, most_weight
-from spacy_earlyexit.model.encoders.layers import CHUNK
+from spacy_earlyexit.model.kernels import int8
+from spacy_earlyexit.model.kernels.chunks import CHUNK
+from spacy_earlyexit.model.kernels.int8 import Int8Linear, Int8Product, most_weight
 from spacy_earlyexit.model.kernels.products import Linear
 
 TEXTS = ["Anna Smith lives in New York .", "Berlin is nice", "Bob met Anna in Paris and Berlin"]

@@ -10,11 +10,11 @@ from torch import nn
 from spacy_earlyexit.model.kernels import products
 from spacy_earlyexit.model.kernels.products import (
     Linear,
-    by_columns,
+    column_major,
     linear,
     onednn_is_faster,
-    roomy,
-    rounded,
+    padded_empty,
+    padded_length,
     take,
 )
 
@@ -41,7 +41,7 @@ def onednn(monkeypatch):
 @needs_onednn
 @pytest.mark.parametrize("n_rows", [0, 1, 5, 64, 515])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("layout", [lambda layer: layer, by_columns])
+@pytest.mark.parametrize("layout", [lambda layer: layer, column_major])
 def test_equals_torch(onednn, n_rows, bias, layout):
     torch.manual_seed(0)
     layer = layout(Linear(96, 40, bias=bias))
@@ -49,7 +49,7 @@ def test_equals_torch(onednn, n_rows, bias, layout):
     with torch.inference_mode():
         expected = F.linear(rows, layer.weight, layer.bias)
         torch.testing.assert_close(layer(rows), expected, atol=1e-5, rtol=1e-5)
-    assert onednn == [rounded(n_rows)]
+    assert onednn == [padded_length(n_rows)]
 
 
 @needs_onednn
@@ -61,7 +61,7 @@ def test_gelu_behind_a_product(onednn, n_rows):
     torch.testing.assert_close(layer(rows), expected)
     with torch.inference_mode():
         torch.testing.assert_close(layer(rows), expected, atol=1e-5, rtol=1e-5)
-    assert onednn == [rounded(n_rows)]
+    assert onednn == [padded_length(n_rows)]
 
 
 @needs_onednn
@@ -87,8 +87,8 @@ def test_rows_with_and_without_room(n, start, columns):
     stored = torch.randn(1_000, 16)
     weight, rows = torch.randn(8, 16 - columns), stored[start : start + n, columns:]
     with torch.inference_mode():
-        filled = products._filled_up(rows)
-        assert len(filled) == rounded(len(rows)) and torch.equal(filled[: len(rows)], rows)
+        filled = products._padded(rows)
+        assert len(filled) == padded_length(len(rows)) and torch.equal(filled[: len(rows)], rows)
         result = products.by_onednn(filled, weight, None)[: len(rows)]
         torch.testing.assert_close(result, rows @ weight.T, atol=1e-4, rtol=1e-4)
 
@@ -99,12 +99,12 @@ def test_taken_rows_are_not_copied(onednn):
     with torch.inference_mode():
         taken = take(rows, index)
         assert torch.equal(taken, rows[index])
-        filled = products._filled_up(taken)
-        assert filled.data_ptr() == taken.data_ptr() and len(filled) == rounded(33) == 36
+        filled = products._padded(taken)
+        assert filled.data_ptr() == taken.data_ptr() and len(filled) == padded_length(33) == 36
         assert not filled[33:].any()
         whole = taken.clone()
-        assert products._filled_up(whole).data_ptr() != whole.data_ptr()
-        assert len(products._filled_up(roomy(rows, 7))) == 8
+        assert products._padded(whole).data_ptr() != whole.data_ptr()
+        assert len(products._padded(padded_empty(rows, 7))) == 8
     rows.requires_grad_()
     take(rows, index).sum().backward()
     assert torch.equal(rows.grad, (torch.arange(40)[:, None] < 33).float().expand(40, 16))
@@ -133,12 +133,12 @@ def test_small_products_are_left_to_torch(onednn, monkeypatch):
 
 @given(st.integers(0, 100_000))
 def test_rounded_up_a_little(n):
-    assert n <= rounded(n) <= n + max(3, n // 16)
-    assert rounded(rounded(n)) == rounded(n)
+    assert n <= padded_length(n) <= n + max(3, n // 16)
+    assert padded_length(padded_length(n)) == padded_length(n)
 
 
 def test_shapes_are_few():
-    assert len({rounded(n) for n in range(16_385)}) < 200
+    assert len({padded_length(n) for n in range(16_385)}) < 200
 
 
 @pytest.mark.parametrize("error", [AttributeError, RuntimeError])

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .criteria import UNIT_GAP
 from .kernels.attention import attention
-from .kernels.products import rounded, take
+from .kernels.products import padded_length, take
 from .pieces import Pieces, ranges
 
 
@@ -446,7 +446,7 @@ class Batch:
             row_word = self.layout.row_word
             rows = np.flatnonzero(row_word >= 0)
             counts = np.bincount(row_word[rows], minlength=len(self.word_id))
-            starts = np.full(rounded(len(counts)), len(rows))
+            starts = np.full(padded_length(len(counts)), len(rows))
             starts[: len(counts)] = np.cumsum(counts) - counts
             share = torch.from_numpy(1.0 / counts[row_word[rows]]).to(dtype)
             self._word_pieces = rows, self.upload(starts), share.to(self.device)

@@ -30,8 +30,8 @@ from .batch import PAPER, Batch, Rows, Rules
 from .costs import Spent
 from .criteria import ExitCriterion
 from .encoders import Encoder, EncoderLayer
-from .encoders.layers import chunks_of
-from .kernels.products import roomy, take
+from .kernels.chunks import chunks_of
+from .kernels.products import padded_empty, take
 from .offramps import OffRamps, uncertainty
 from .pieces import Pieces
 
@@ -297,7 +297,7 @@ def run_layer(
     if len(chunks) == 1:
         active = layer.finish(rows, batch.take_filled(mixed, chunks[0]))
         return active if halted is None else torch.cat([active, halted])
-    new = roomy(hidden, len(hidden))
+    new = padded_empty(hidden, len(hidden))
     for chunk in chunks:
         new[chunk] = layer.finish(rows[chunk], batch.take_filled(mixed, chunk))
     if halted is not None:
@@ -328,7 +328,7 @@ def attend(
     if torch.is_grad_enabled():
         pairs = zip(groups.groups, *parts, strict=True)
         return torch.cat([group.attend(*of_group, *settings) for group, *of_group in pairs])
-    mixed = roomy(query, len(query))
+    mixed = padded_empty(query, len(query))
     for group, *of_group, out in zip(
         groups.groups, *parts, mixed.split(groups.n_queries), strict=True
     ):

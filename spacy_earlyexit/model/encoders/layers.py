@@ -10,22 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from ..kernels.products import Linear, by_columns, linear, roomy
-
-# Rows that prediction on a CPU takes through row-wise parts at a time: what stands between two
-# steps then stays in its cache.
-CHUNK = 512
-
-
-def chunks_of(rows: Tensor, most: int = CHUNK) -> list[slice]:
-    """rows (Tensor): shape (n, …).
-    most (int): Of each chunk.
-    RETURNS (List[slice]): The chunks; with gradients and on a GPU all in one.
-    """
-    n = len(rows)
-    if torch.is_grad_enabled() or rows.device.type != "cpu" or n <= most:
-        return [slice(0, n)]
-    return [slice(start, min(start + most, n)) for start in range(0, n, most)]
+from ..kernels.chunks import CHUNK, chunks_of
+from ..kernels.products import Linear, column_major, linear, padded_empty
 
 
 @dataclass(frozen=True)
@@ -260,10 +246,10 @@ class Encoder(nn.Module):
             self.catch_up = CatchUp(self.config).to(self.words.weight.device)
 
     def lay_out(self) -> None:
-        """Store the weights of the layers' products as products read them, see by_columns."""
+        """Store the weights of the layers' products as products read them, see column_major."""
         for part in self.layers.modules():
             if isinstance(part, nn.Linear):
-                by_columns(part)
+                column_major(part)
 
     def layer(self, number: int) -> EncoderLayer:
         """number (int): From 1. Layers that share their weights are one module."""
@@ -276,7 +262,7 @@ class Encoder(nn.Module):
         chunks = chunks_of(ids, 4 * CHUNK)  # no wide numbers in between
         if len(chunks) == 1:
             return self._embed(ids, places)
-        rows = roomy(self.words.weight.new_empty(0, self.config.hidden), len(ids))
+        rows = padded_empty(self.words.weight.new_empty(0, self.config.hidden), len(ids))
         for chunk in chunks:
             rows[chunk] = self._embed(ids[chunk], places[chunk])
         return rows

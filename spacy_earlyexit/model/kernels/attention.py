@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .choice import takes_other_way
 from .trials import gain
 
 _GAIN = 1.2  # batched products have to be so many times as fast, so that chance never decides
@@ -108,7 +109,12 @@ def _softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
 @cache
 def batched_is_faster(n_threads: int) -> bool:
     """n_threads (int): torch's of now; each number has a trial of its own.
-    RETURNS (bool): Whether batched products are clearly faster, tried out in a few milliseconds.
+    RETURNS (bool): Whether batched products are clearly faster, tried out in a few milliseconds; or
+        what is pinned, see choice.
     """
-    query, key = torch.zeros(24, 8, 12, 32), torch.zeros(24, 8, 24, 32)
-    return gain(batched, F.scaled_dot_product_attention, query, key, key) > _GAIN
+
+    def tried() -> bool:
+        query, key = torch.zeros(24, 8, 12, 32), torch.zeros(24, 8, 24, 32)
+        return gain(batched, F.scaled_dot_product_attention, query, key, key) > _GAIN
+
+    return takes_other_way("attention", tried)

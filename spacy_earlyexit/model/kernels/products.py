@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .choice import takes_other_way
 from .trials import gain
 
 _GAIN = 1.2  # oneDNN has to be so many times as fast, so that chance never decides
@@ -51,11 +52,11 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None, gelu: bool 
     ):
         result = F.linear(rows, weight, bias)
         return F.gelu(result) if gelu else result
-    return by_onednn(_filled_up(rows), weight, bias, gelu)[: len(rows)]
+    return by_onednn(_padded(rows), weight, bias, gelu)[: len(rows)]
 
 
 def take(rows: Tensor, index: Tensor) -> Tensor:
-    """Some rows; in prediction with room behind them (see `roomy`).
+    """Some rows; in prediction with room behind them (see `padded_empty`).
 
     rows (Tensor): shape (n, …).
     index (Tensor): shape (n_taken,).
@@ -63,10 +64,10 @@ def take(rows: Tensor, index: Tensor) -> Tensor:
     """
     if torch.is_grad_enabled():
         return rows.index_select(0, index)
-    return torch.index_select(rows, 0, index, out=roomy(rows, len(index)))
+    return torch.index_select(rows, 0, index, out=padded_empty(rows, len(index)))
 
 
-def roomy(rows: Tensor, n: int) -> Tensor:
+def padded_empty(rows: Tensor, n: int) -> Tensor:
     """Memory for n rows; in prediction with room behind, so that `linear` need not copy them where
     it fills them up.
 
@@ -76,16 +77,16 @@ def roomy(rows: Tensor, n: int) -> Tensor:
     """
     if torch.is_grad_enabled():
         return rows.new_empty(n, *rows.shape[1:])
-    filled = rows.new_empty(rounded(n), *rows.shape[1:])
+    filled = rows.new_empty(padded_length(n), *rows.shape[1:])
     filled[n:] = 0
     return filled[:n]
 
 
-def _filled_up(rows: Tensor) -> Tensor:
-    """The rows, and what lies behind them in memory, as many as `rounded` says; if there is not
-    enough of it, a copy with zeros. shape (n_filled, n_in).
+def _padded(rows: Tensor) -> Tensor:
+    """The rows, and what lies behind them in memory, as many as `padded_length` says; if there is
+    not enough of it, a copy with zeros. shape (n_filled, n_in).
     """
-    n, n_filled, n_in = len(rows), rounded(len(rows)), rows.shape[1]
+    n, n_filled, n_in = len(rows), padded_length(len(rows)), rows.shape[1]
     if n_filled == n:
         return rows
     n_stored = rows.untyped_storage().nbytes() // rows.element_size()
@@ -96,7 +97,7 @@ def _filled_up(rows: Tensor) -> Tensor:
     return filled
 
 
-def rounded(n: int) -> int:
+def padded_length(n: int) -> int:
     """How many rows n rows are multiplied as. oneDNN makes a kernel for each shape, which takes as
     long as a small product, and keeps it; so there are few shapes.
 
@@ -107,7 +108,7 @@ def rounded(n: int) -> int:
     return -(-n // step) * step
 
 
-def by_columns(layer: nn.Linear) -> nn.Linear:
+def column_major(layer: nn.Linear) -> nn.Linear:
     """Store a weight of shape (n_out, n_in) column by column, in place. The values stay the same;
     with few rows, where reading the weight takes most of the time, a product is faster.
     """
@@ -118,12 +119,16 @@ def by_columns(layer: nn.Linear) -> nn.Linear:
 @cache
 def onednn_is_faster() -> bool:
     """RETURNS (bool): Whether float32 products are clearly faster by oneDNN than by MKL, tried out
-    in a few milliseconds.
+    in a few milliseconds; or what is pinned, see choice.
     """
     if not torch.backends.mkldnn.is_available():
         return False
-    rows, layer = torch.zeros(64, 512), by_columns(nn.Linear(512, 512))
-    return gain(by_onednn, F.linear, rows, layer.weight, layer.bias) > _GAIN
+
+    def tried() -> bool:
+        rows, layer = torch.zeros(64, 512), column_major(nn.Linear(512, 512))
+        return gain(by_onednn, F.linear, rows, layer.weight, layer.bias) > _GAIN
+
+    return takes_other_way("products", tried)
 
 
 def by_onednn(rows: Tensor, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
