@@ -304,6 +304,16 @@ class Errors:
     )
 
     # -- W5 --
+    E150 = "'{field}' is nothing that is recorded of a token. It can be one of: {fields}."
+    E151 = (
+        "'{field}' was not recorded on the Doc {text!r}; recorded was: {recorded}. Put "
+        '"{field}" into `record` in the block of the earlyexit_transformer in [components], or '
+        "into its attribute `record`, and run the text again."
+    )
+    E152 = (
+        '\'{name}\' makes entities of BIO classes ("O", "B-x", "I-x"), but the task \'{task}\' has '
+        '{classes}. Set `task` in [components.{name}] to a task of entities, such as "ner".'
+    )
 
     # -- W6 --
 

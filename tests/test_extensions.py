@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_encoder, make_nlp
-from spacy.tokens import Doc, DocBin
+from pipelines import initialized
+from spacy.tokens import Doc, DocBin, Token
 from spacy.training import Example
 from spacy.util import registry
 
+from spacy_earlyexit.model.architecture import module_of
 from spacy_earlyexit.model.criteria import FixedExit, TokenExit
+from spacy_earlyexit.pipeline import extensions
 from spacy_earlyexit.pipeline.exits import find_exits
 from spacy_earlyexit.pipeline.extensions import word_record
 
@@ -111,7 +114,7 @@ def test_docs_never_encoded_are_zero(stairs):
     assert doc[1]._.exit_layer == 0 and doc[1:3]._.exit_layer == 0
     nothing = {"mean_depth": 0.0, "macs": 0.0, "macs_full": 0.0, "speedup": 1.0}
     assert doc._.exit_stats == nothing
-    assert word_record(doc, "uncertainty").tolist() == [0.0] * 7
+    assert np.isnan(word_record(doc, "uncertainty")).tolist() == [True] * 7
 
 
 @pytest.mark.parametrize("text", ["", "  ", "\n\n\t"])
@@ -309,9 +312,21 @@ def test_stats_at_full_depth_and_at_layer_one(stairs):
 
 def test_nothing_else_is_stored_by_default(stairs):
     doc = stairs(TEXT)
-    assert word_record(doc, "uncertainty").tolist() == [0.0] * 7
-    assert word_record(doc, "confidence").tolist() == [0.0] * 7
+    for field in ("uncertainty", "confidence"):
+        with pytest.raises(
+            ValueError, match=f"'{field}' was not recorded .* nothing. Put .*record"
+        ):
+            word_record(doc, field)
     assert len(doc.user_data) == 1
+
+
+def test_what_was_not_recorded_is_an_error_that_says_what_was(encoder):
+    doc = make_nlp(encoder, record=["confidence"])(TEXT)
+    with pytest.raises(ValueError, match="'uncertainty' was not .*; recorded was: confidence"):
+        word_record(doc, "uncertainty")
+    with pytest.raises(ValueError, match="'confidense' is nothing .*: uncertainty, confidence"):
+        word_record(doc, "confidense")
+    assert np.isnan(word_record(Doc(doc.vocab, words=["\n"]), "confidence")).all()
 
 
 def test_record_uncertainty_and_confidence(encoder):
@@ -321,12 +336,107 @@ def test_record_uncertainty_and_confidence(encoder):
     words = [0, 2, 3]
     n_classes = 5  # O, and B and I of two labels
     assert doubt.shape == sure.shape == (4,)
-    assert doubt[1] == sure[1] == 0, "whitespace"
+    assert np.isnan([doubt[1], sure[1]]).all(), "whitespace"
     assert all(0 < doubt[i] < 1 and 1 / n_classes < sure[i] < 1 for i in words)
     stored = through_bytes(doc)
     np.testing.assert_array_equal(word_record(stored, "confidence"), sure)
     merge(doc, 0, 3)
     assert word_record(doc, "uncertainty").tolist() == [max(doubt[0], doubt[2]), doubt[3]]
+    assert word_record(doc, "confidence").tolist() == [min(sure[0], sure[2]), sure[3]]
+
+
+def test_confidence_is_tempered(encoder):
+    """By the temperature of the layer at which the word left, as its uncertainty is."""
+    nlp = make_nlp(encoder, record=["confidence"])
+    transformer = nlp.get_pipe("transformer")
+    transformer.exit = Staircase()
+    temperature = module_of(transformer.model).offramps.temperature
+    with torch.no_grad():
+        temperature[:, 0] = torch.tensor([0.5, 1.0, 2.0, 8.0])
+    doc = transformer(nlp.make_doc(TEXT))
+    scores = torch.from_numpy(find_exits(doc).scores)
+    layers = torch.tensor(doc._.exit_layers)
+    expected = (scores / temperature[layers - 1, :1]).softmax(1).amax(1)
+    np.testing.assert_allclose(word_record(doc, "confidence"), expected, rtol=1e-5)
+
+
+def test_nothing_is_known_without_tasks(encoder):
+    """Of a pipeline without off-ramps: neither certain nor uncertain."""
+    nlp = initialized(
+        encoder,
+        components=(),
+        tasks=[],
+        exit={"@misc": "spacy-earlyexit.FixedExit.v1", "layer": 2},
+        record=["uncertainty", "confidence"],
+    )
+    doc = nlp(TEXT)
+    assert doc._.exit_layers == [2] * 7
+    for field in ("uncertainty", "confidence"):
+        assert np.isnan(word_record(doc, field)).all()
+
+
+# --- looking for one token -----------------------------------------------------------------
+
+
+class Counting(dict):
+    """Counts how often all of its keys are read."""
+
+    reads = 0
+
+    def __iter__(self):
+        self.reads += 1
+        return super().__iter__()
+
+    def items(self):
+        self.reads += 1
+        return super().items()
+
+
+def test_a_tokens_layer_is_found_without_reading_all_keys(stairs):
+    """With many values of other extensions on the Doc."""
+    Token.set_extension("test_other", default=None, force=True)
+    doc = stairs(" ".join(["Anna"] * 50))
+    for token in doc:
+        token._.test_other = 1
+    doc.user_data = Counting(doc.user_data)
+    assert [token._.exit_layer for token in doc] == doc._.exit_layers == ([1, 2, 3, 4] * 13)[:50]
+    assert doc.user_data.reads <= 1
+
+
+def test_what_changes_in_user_data_is_noticed(stairs):
+    doc, other = stairs(TEXT), stairs("New York is nice")
+    key, data = next(iter(doc.user_data.items()))
+    assert doc[1]._.exit_layer == 2
+    del doc.user_data[key]
+    assert doc[1]._.exit_layer == 0
+    doc.user_data[key] = data
+    assert doc[1]._.exit_layer == 2
+    del doc.user_data[key]
+    doc.user_data["other"] = 1  # as many as before
+    assert doc[1]._.exit_layer == 0
+    doc.user_data = {key: data}
+    assert doc[1]._.exit_layer == 2
+    with stairs.get_pipe("transformer").use("full"):
+        stairs(doc)
+    assert [token._.exit_layer for token in doc] == [N_LAYERS] * 7
+    joined = Doc.from_docs([doc, other, doc])
+    assert [token._.exit_layer for token in joined] == [4] * 7 + [1, 2, 3, 4] + [4] * 7
+    assert joined._.exit_layers == [token._.exit_layer for token in joined]
+    part = joined[6:10].as_doc(copy_user_data=True)
+    assert [token._.exit_layer for token in part] == part._.exit_layers
+
+
+def test_a_tokens_layer_reads_few_of_many_records(stairs, monkeypatch):
+    """In a Doc that was joined of many."""
+    joined = Doc.from_docs([stairs(TEXT)] * 40)
+    assert joined[100]._.exit_layer
+    seen = []
+    overlapping = extensions._overlapping
+    monkeypatch.setattr(
+        extensions, "_overlapping", lambda *args: seen.append(1) or overlapping(*args)
+    )
+    assert [token._.exit_layer for token in joined] == [1, 2, 3, 4, 1, 2, 3] * 40
+    assert len(seen) == len(joined)
 
 
 def test_recorded_uncertainty_rules_the_exit(encoder):

@@ -5,6 +5,7 @@ import pytest
 import spacy
 from conftest import TEXTS, make_encoder, make_examples, make_nlp
 from spacy.tokens import Doc, Span
+from spacy.training import Example
 
 from spacy_earlyexit.model.criteria import FixedExit, TokenExit
 from spacy_earlyexit.pipeline.exits import DocExits, find_exits, leave_exits
@@ -220,6 +221,48 @@ def test_error_with_the_transformer_behind(encoder):
     nlp.initialize(lambda: make_examples(nlp))
     with pytest.raises(ValueError, match=NO_SCORES):
         nlp("Anna Smith lives in New York .")
+
+
+NO_ENTITIES = "'ner' makes entities of BIO classes .* the task 'pos' has .*`task`"
+
+
+def test_error_with_a_task_of_other_classes(encoder, tmp_path):
+    """Where it is initialised, and where it is put into a trained pipeline."""
+    nlp = spacy.blank("en")
+    model = {"@architectures": "spacy-earlyexit.MultiExitTransformer.v1", "name": encoder}
+    nlp.add_pipe("earlyexit_transformer", "transformer", config={"model": model})
+    nlp.add_pipe("earlyexit_tagger", name="tagger", config={"tasks": ["pos"]})
+
+    def examples():
+        doc = Doc(nlp.vocab, words=["Anna", "lives"], pos=["PROPN", "VERB"])
+        return [Example(nlp.make_doc("Anna lives"), doc)]
+
+    nlp.initialize(examples)
+    nlp.to_disk(tmp_path)
+    with pytest.raises(ValueError, match=NO_ENTITIES):
+        nlp.add_pipe("earlyexit_ner", name="ner", config={"task": "pos"})
+    untrained = spacy.blank("en", vocab=nlp.vocab)
+    untrained.add_pipe("earlyexit_transformer", "transformer", config={"model": model})
+    untrained.add_pipe("earlyexit_ner", name="ner", config={"task": "pos"})
+    with pytest.raises(ValueError, match=NO_ENTITIES):
+        untrained.initialize(examples)
+    config = spacy.util.load_config(tmp_path / "config.cfg")
+    config["nlp"]["pipeline"].append("ner")
+    config["components"]["ner"] = {"factory": "earlyexit_ner", "task": "pos"}
+    config.to_disk(tmp_path / "config.cfg")
+    (tmp_path / "ner").mkdir()
+    with pytest.raises(ValueError, match=NO_ENTITIES):
+        spacy.load(tmp_path)
+
+
+def test_outside_is_found_by_its_name():
+    """Wherever a task of its own has it among its classes."""
+    classes = ["B-LOC", "I-LOC", "O"]
+    doc = Doc(spacy.blank("en").vocab, words=list("abc"), ents=["O", "B-X", "O"])
+    scores = np.asarray([[5, 0, 0], [0, 5, 0], [0, 5, 0]], dtype=np.float32)
+    exits = DocExits(3, np.arange(3), scores, {"ner": slice(0, 3)}, {"ner": classes})
+    leave_exits(doc, "transformer", exits)
+    assert entities(EarlyExitNer()(doc)) == [(0, 1, "LOC"), (1, 2, "X"), (2, 3, "LOC")]
 
 
 @pytest.mark.parametrize("change", ["copy", "rebuild", "merge", "split"])

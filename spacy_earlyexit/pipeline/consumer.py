@@ -74,6 +74,11 @@ class ExitConsumer(Pipe, ABC):
                     )
                 )
 
+    def check_classes(self, transformer: Upstream) -> None:
+        """RAISES (ValueError): If classes of its tasks are known and are not of its kind. Called
+        when it is linked; nothing is checked unless it is overridden.
+        """
+
     def exits(self, doc: Doc, task: str) -> DocExits:
         """The Doc's exits, with scores of the task.
 

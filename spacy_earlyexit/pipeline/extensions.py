@@ -8,16 +8,22 @@ DocBin(store_user_data=True).
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from spacy.attrs import IDX, LENGTH
 from spacy.tokens import Doc, Span, Token
 
-from ..errors import Warnings
+from ..errors import Errors, Warnings
 
 _KEY = "earlyexit_record"
+# What can be recorded of a word, and what a token made of several words has: the worst of them.
+RECORDED: dict[str, np.ufunc] = {"uncertainty": np.fmax, "confidence": np.fmin}
 
 
 def install_extensions() -> None:
@@ -66,7 +72,7 @@ def record(
     words_by_doc = np.searchsorted(word_doc, np.arange(len(docs) + 1)).tolist()
     units_by_doc = np.searchsorted(unit_doc, np.arange(len(docs) + 1)).tolist()
     for i, doc in enumerate(docs):
-        for key in [key for key, _ in _records(doc)]:
+        for key in _keys(_user_data(doc)):
             del _user_data(doc)[key]
         words, units = slice(*words_by_doc[i : i + 2]), slice(*units_by_doc[i : i + 2])
         if words.start < words.stop:
@@ -82,15 +88,49 @@ def exit_layers(doc: Doc) -> list[int]:
     Tokens merged since have the deepest of their parts, tokens split since inherit.
     RETURNS (List[int]): One number per token.
     """
-    return _over_tokens(doc, "layer", np.maximum).astype(int).tolist()
+    return _over_tokens(doc, "layer", np.maximum, 0.0).astype(int).tolist()
 
 
 def word_record(doc: Doc, field: str) -> np.ndarray:
-    """A recorded value ("uncertainty", "confidence") per current token, shape (n_tokens,).
+    """A recorded value of each current token.
 
-    Merged tokens have the largest of their parts; 0.0 where nothing was recorded.
+    Tokens merged since have the worst of their parts: the largest uncertainty, the least
+    confidence. Tokens split since inherit.
+
+    field (str): "uncertainty" or "confidence".
+    RETURNS (ndarray): shape (n_tokens,); NaN where nothing is known, as of whitespace.
+    RAISES (ValueError): If there is no such value, or it was not recorded when the Doc was encoded.
     """
-    return _over_tokens(doc, field, np.maximum)
+    if field not in RECORDED:
+        raise ValueError(Errors.E150.format(field=field, fields=", ".join(RECORDED)))
+    found = [data for _, _, data in _records(doc).overlapping(doc)]
+    if found and not any(field in data for data in found):
+        names = ", ".join(name for name in RECORDED if any(name in data for data in found))
+        text = doc.text[:50]
+        raise ValueError(Errors.E151.format(field=field, text=text, recorded=names or "nothing"))
+    return _over_tokens(doc, field, RECORDED[field], np.nan)
+
+
+def confidence(
+    scores: np.ndarray,
+    slices: Mapping[str, slice],
+    temperatures: Mapping[str, Sequence[float]],
+    layers: np.ndarray,
+) -> np.ndarray:
+    """The probability of each word's best class, of its least confident task.
+
+    scores (ndarray): The words' scores at exit, shape (n_words, n_classes).
+    slices (Mapping[str, slice]): Where each task's classes lie.
+    temperatures (Mapping[str, Sequence[float]]): Of each task, what divides the scores per layer.
+    layers (ndarray): The layer at which each word left, from 1, shape (n_words,).
+    RETURNS (ndarray): In (0, 1], shape (n_words,); NaN without tasks.
+    """
+    least = np.full(len(scores), np.nan, dtype=np.float32)
+    for task, part in slices.items():
+        temperature = np.asarray(temperatures[task], dtype=np.float32)[layers - 1]
+        below = scores[:, part] - scores[:, part].max(axis=1, keepdims=True)
+        least = np.fmin(least, 1.0 / np.exp(below / temperature[:, None]).sum(axis=1))
+    return least
 
 
 def exit_stats(doc: Doc) -> dict[str, float]:
@@ -100,7 +140,7 @@ def exit_stats(doc: Doc) -> dict[str, float]:
     """
     layers = [layer for layer in exit_layers(doc) if layer]
     macs = macs_full = 0.0
-    for (_, _, first, _), data in _records(doc):
+    for first, _, data in _records(doc).overlapping(doc):
         start, end = first + data["unit_chars"].T
         spent, full = data["unit_macs"][(end > 0) & (start < len(doc.text))].sum(axis=0)
         macs, macs_full = macs + float(spent), macs_full + float(full)
@@ -123,29 +163,33 @@ def _span_layer(span: Span) -> int:
 def _deepest(doc: Doc, start: int, end: int) -> int:
     """The deepest exit among the stored words that overlap characters [start, end)."""
     deepest = 0
-    for (_, _, first, _), data in _records(doc):
+    for first, _, data in _records(doc).overlapping(doc, start, end):
         lo, hi = _overlapping(data["chars"], start - first, end - first)
         if lo < hi:
             deepest = max(deepest, int(data["layer"][lo:hi].max()))
     return deepest
 
 
-def _over_tokens(doc: Doc, field: str, combine: np.ufunc) -> np.ndarray:
-    """A stored field on the current tokens: `combine` over the stored words each overlaps."""
-    values = np.zeros(len(doc))
+def _over_tokens(doc: Doc, field: str, combine: np.ufunc, unknown: float) -> np.ndarray:
+    """A stored field on the current tokens: `combine` over the stored words each overlaps, and
+    `unknown` where there is none. Shape (n_tokens,).
+    """
+    values = np.full(len(doc), unknown)
     if len(doc) == 0:
         return values
-    starts, ends = _token_chars(doc)
-    for (_, _, first, _), data in _records(doc):
-        if field not in data or len(data[field]) == 0:
+    token_chars = np.stack(_token_chars(doc), axis=1)
+    for first, last, data in _records(doc).overlapping(doc):
+        if field not in data:
             continue
-        lo, hi = _overlapping(data["chars"], starts - first, ends - first)
+        a, b = _overlapping(token_chars, first + data["chars"][0, 0], last)
+        lo, hi = _overlapping(data["chars"], *(token_chars[a:b] - first).T)
         hit = np.flatnonzero(lo < hi)
         if len(hit):
             # reduceat over [lo, hi) pairs; the sentinel lets hi be the end of the array
             stored = np.append(data[field], data[field].dtype.type(0))
             pairs = np.stack([lo[hit], hi[hit]], axis=1).ravel()
-            values[hit] = combine(values[hit], combine.reduceat(stored, pairs)[::2])
+            tokens = a + hit
+            values[tokens] = combine(values[tokens], combine.reduceat(stored, pairs)[::2])
     return values
 
 
@@ -171,7 +215,73 @@ def _user_data(doc: Doc) -> dict[Any, Any]:
     return doc.user_data  # spaCy's stubs know string keys only, though its own are tuples
 
 
-def _records(doc: Doc) -> Iterator[tuple[tuple[str, str, int, int], dict[str, np.ndarray]]]:
-    for key, data in _user_data(doc).items():
-        if isinstance(key, tuple) and len(key) == 4 and key[1] == _KEY:
-            yield key, data
+@dataclass
+class _Records:
+    """Where the records of a Doc are in its user_data, so that looking for one token's does not
+    read all the keys, of which each token can have many.
+
+    keys (List[Tuple[str, str, int, int]]): Their keys, by their first character.
+    starts, ends (List[int]): The first character of each, and the last-plus-one of it and of those
+        before.
+    user_data, size, last_key (int, int, Any): The id, length and last key of the user_data that
+        they were found in. One of them changes when something is added or removed.
+    """
+
+    keys: list[tuple[str, str, int, int]]
+    starts: list[int]
+    ends: list[int]
+    user_data: int
+    size: int
+    last_key: Any
+
+    def is_about(self, user_data: dict[Any, Any]) -> bool:
+        """Whether nothing was added to this user_data or removed from it since."""
+        return (
+            self.user_data == id(user_data)
+            and self.size == len(user_data)
+            and self.last_key is _last_key(user_data)
+        )
+
+    def overlapping(
+        self, doc: Doc, start: int | None = None, end: int | None = None
+    ) -> list[tuple[int, int, dict[str, np.ndarray]]]:
+        """The records that may overlap characters [start, end), all without them.
+
+        RETURNS (List[Tuple[int, int, Dict[str, ndarray]]]): The character that a record's content
+            is relative to, the last-plus-one that it is about, and the content.
+        """
+        lo = 0 if start is None else bisect_right(self.ends, start)
+        hi = len(self.keys) if end is None else bisect_left(self.starts, end)
+        user_data = _user_data(doc)
+        found = [(key[2], user_data[key]) for key in self.keys[lo:hi] if key in user_data]
+        return [(first, first + int(data["chars"][-1, 1]), data) for first, data in found]
+
+
+_RECORDS: "WeakKeyDictionary[Doc, _Records]" = WeakKeyDictionary()
+
+
+def _records(doc: Doc) -> _Records:
+    known = _RECORDS.get(doc)
+    user_data = _user_data(doc)
+    if known is None or not known.is_about(user_data):
+        known = _RECORDS[doc] = _find_records(user_data)
+    return known
+
+
+def _find_records(user_data: dict[Any, Any]) -> _Records:
+    found = []
+    for key in _keys(user_data):
+        chars = key[2] + user_data[key]["chars"]
+        found.append((int(chars[0, 0]), int(chars[-1, 1]), key))
+    found.sort()
+    ends = accumulate((end for _, end, _ in found), max)
+    starts, keys = [start for start, _, _ in found], [key for _, _, key in found]
+    return _Records(keys, starts, list(ends), id(user_data), len(user_data), _last_key(user_data))
+
+
+def _keys(user_data: dict[Any, Any]) -> list[tuple[str, str, int, int]]:
+    return [k for k in user_data if isinstance(k, tuple) and len(k) == 4 and k[1] == _KEY]
+
+
+def _last_key(user_data: dict[Any, Any]) -> Any:
+    return next(reversed(user_data), None)

@@ -171,6 +171,7 @@ class Links:
         feeds = self.feeds(component, nlp)
         if feeds:
             component.transformer = self.owner
+            component.check_classes(self.owner)
         if feeds or self.layers_of(component):
             self.linked.append(component)
 

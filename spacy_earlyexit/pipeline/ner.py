@@ -1,15 +1,17 @@
 """Named entities from the exit scores."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from spacy.attrs import ENT_IOB, ENT_TYPE, SENT_START
 from spacy.language import Language
 from spacy.tokens import Doc, Span
 
-from .consumer import ExitConsumer
+from ..errors import Errors
+from .consumer import ExitConsumer, Upstream
 from .decoding import bio_grammar, decode
 from .home import PipelineRef
+from .tasks import find_task, is_bio
 
 
 @Language.factory(
@@ -63,6 +65,26 @@ class EarlyExitNer(ExitConsumer):
         self.overwrite = overwrite
         self.scorer = scorer
 
+    def check(self, transformer: Upstream) -> None:
+        """RAISES (ValueError): If the transformer does not know the task, or its classes are no
+        entities'.
+        """
+        super().check(transformer)
+        self.check_classes(transformer)
+
+    def check_classes(self, transformer: Upstream) -> None:
+        """RAISES (ValueError): If the classes of the task are known and are no entities'."""
+        (name,) = self.tasks
+        task = find_task(name)
+        if task is not None and transformer.label_data.get(name):
+            self._check_classes(task.classes(transformer.label_data[name]))
+
+    def _check_classes(self, classes: Sequence[str]) -> None:
+        if not is_bio(classes):
+            (task,) = self.tasks
+            shown = ", ".join(classes[:5]) + (", …" if len(classes) > 5 else "")
+            raise ValueError(Errors.E152.format(name=self.name, task=task, classes=shown))
+
     def predict(self, docs: list[Doc]) -> list[list[tuple[int, int, str]]]:
         """Decode entities, without changing the Docs.
 
@@ -75,6 +97,7 @@ class EarlyExitNer(ExitConsumer):
         if not exits:
             return []
         classes = list(exits[0].classes[task])
+        self._check_classes(classes)
         lengths = np.asarray([len(own.tokens) for own in exits])
         scores = np.concatenate([own.scores[:, own.slices[task]] for own in exits])
         # All Docs at once: words are places in the Docs' tokens, one Doc behind the other.
@@ -86,7 +109,7 @@ class EarlyExitNer(ExitConsumer):
         preset = (iob == 1) | (iob == 3)  # in an entity, or blocked
         if preset.any() and not self.overwrite:
             scores[preset] = -np.inf
-            scores[preset, 0] = 0.0  # outside; keeps entities from running through
+            scores[preset, classes.index("O")] = 0.0  # keeps entities from running through
         # No entity crosses a sentence boundary, as in spaCy's ner. SENT_START is 1 there,
         # which can be on a whitespace token.
         sentence = np.cumsum(array[:, 1] == 1)[words]

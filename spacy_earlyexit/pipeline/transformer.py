@@ -40,7 +40,7 @@ from ..model.shim import MultiExitShim
 from .consumer import ExitConsumer
 from .exit_setting import ExitSetting, Use, find_override, with_override
 from .exits import DocExits, leave_exits
-from .extensions import install_extensions, record
+from .extensions import RECORDED, confidence, install_extensions, record
 from .forks import one_thread_in_forks
 from .gradients import PendingGradient
 from .links import STOCK_TASKS, Links
@@ -99,7 +99,7 @@ window = 2
 """
 )
 
-RECORDABLE = ("uncertainty", "confidence", "trf_data")
+RECORDABLE = (*RECORDED, "trf_data")
 
 
 @Language.factory(
@@ -546,9 +546,11 @@ class EarlyExitTransformer(TrainablePipe):
         )
         of_words = {"layer": scores.exit_layer[order].astype(np.uint8)}
         if "uncertainty" in self.record:
-            of_words["uncertainty"] = scores.uncertainty[order]
+            doubt = scores.uncertainty[order]
+            of_words["uncertainty"] = doubt if scores.slices else np.full_like(doubt, np.nan)
         if "confidence" in self.record:
-            of_words["confidence"] = _confidence(rows, list(scores.slices.values()))
+            layers = scores.exit_layer[order]
+            of_words["confidence"] = confidence(rows, scores.slices, self.temperatures, layers)
         first, last = pieces.word_starts[:-1], pieces.word_starts[1:] - 1
         unit_chars = np.stack([pieces.word_chars[first, 0], pieces.word_chars[last, 1]], axis=1)
         chars = pieces.word_chars[order]
@@ -950,12 +952,3 @@ def _warn_of_rate(training: dict[str, Any]) -> None:
     total = rate.get("total_steps") if isinstance(rate, dict) else None
     if isinstance(total, int) and isinstance(steps, int) and steps > total:
         warnings.warn(Warnings.W005.format(total=total, steps=steps), stacklevel=3)
-
-
-def _confidence(scores: np.ndarray, slices: list[slice]) -> np.ndarray:
-    """Probability of the best class, of the least confident task, shape (n_words,)."""
-    worst = np.ones(len(scores), dtype=np.float32)
-    for part in slices:
-        own = scores[:, part] - scores[:, part].max(axis=1, keepdims=True)
-        worst = np.minimum(worst, 1.0 / np.exp(own).sum(axis=1))
-    return worst
