@@ -53,11 +53,7 @@ class Errors:
         "some documents; or learn without: take the components that need {names} out of `pipeline` "
         "in [nlp], and set `tasks` in [components.{name}] to null or to [{others}]."
     )
-    E014 = (
-        "'{name}' found no exit scores for the task '{task}' on the Doc {text!r}. Either the "
-        "earlyexit_transformer is missing, disabled or behind '{name}' in the pipeline, or the Doc "
-        "was rebuilt or retokenised between the two (Doc.copy, DocBin, merged tokens)."
-    )
+    E014 = "'{name}' found no exit scores for the task '{task}' on the Doc {text!r}: {cause}"
     E015 = (
         "'{name}' needs the task '{task}', but the transformer was trained with: {tasks}. "
         "Add '{task}' to `tasks` in [components.{transformer}] and train, or remove '{name}'."
@@ -309,6 +305,28 @@ class Errors:
         "'{field}' was not recorded on the Doc {text!r}; recorded was: {recorded}. Put "
         '"{field}" into `record` in the block of the earlyexit_transformer in [components], or '
         "into its attribute `record`, and run the text again."
+    )
+    E153 = (
+        "no earlyexit_transformer has left any. Either it is missing, disabled or behind '{name}' "
+        "in the pipeline, or the Doc was rebuilt or retokenised between the two (Doc.copy, DocBin, "
+        "merged tokens)."
+    )
+    E154 = (
+        "`upstream` in [components.{name}] is '{upstream}', but the Doc was encoded by {names}. "
+        'Set `upstream` to the transformer\'s name, or to "*" for the nearest in front.'
+    )
+    E155 = (
+        "those that '{transformer}' left were dropped after the last enabled component had read "
+        "them. Run the Doc through '{transformer}' again (is it disabled?)."
+    )
+    E156 = (
+        "it has {now} tokens, and had {then} when '{transformer}' encoded it. Put what was "
+        "retokenised in between in front of '{transformer}' or behind '{name}'."
+    )
+    E157 = (
+        "'{transformer}' gave scores for: {tasks}. Either it was not trained with '{task}' (add it "
+        "to `tasks` in [components.{transformer}] and train, or remove '{name}'), or '{name}' was "
+        "disabled when it ran."
     )
     E152 = (
         '\'{name}\' makes entities of BIO classes ("O", "B-x", "I-x"), but the task \'{task}\' has '

@@ -380,6 +380,9 @@ def test_results_do_not_depend_on_batches(saved):
     assert len({layer for doc in docs for layer in doc._.exit_layers}) > 1
     for doc, other in zip(docs, alone.pipe(texts), strict=True):
         assert doc._.exit_layers == other._.exit_layers
+    transformers = transformer_of(together), transformer_of(alone)
+    docs, others = (list(t.pipe(map(together.make_doc, texts))) for t in transformers)
+    for doc, other in zip(docs, others, strict=True):
         np.testing.assert_allclose(
             find_exits(doc).scores, find_exits(other).scores, rtol=1e-4, atol=1e-5
         )

@@ -11,7 +11,7 @@ from spacy.training import Example
 from spacy.util import minibatch
 
 from ..errors import Errors
-from .exits import DocExits, find_exits
+from .exits import DocExits, find_exits, release_exits, seen_by
 from .home import PipelineRef
 
 
@@ -86,8 +86,28 @@ class ExitConsumer(Pipe, ABC):
         """
         exits = find_exits(doc, self.upstream)
         if exits is None or exits.n_tokens != len(doc) or task not in exits.slices:
-            raise ValueError(Errors.E014.format(name=self.name, task=task, text=doc.text[:50]))
+            cause = self._why_not(doc, task, exits)
+            text = doc.text[:50]
+            raise ValueError(Errors.E014.format(name=self.name, task=task, text=text, cause=cause))
         return exits
+
+    def _why_not(self, doc: Doc, task: str, exits: DocExits | None) -> str:
+        """Why a Doc has no scores of a task."""
+        seen = seen_by(doc)
+        if not seen:
+            return Errors.E153.format(name=self.name)
+        if self.upstream not in ("*", *seen):
+            names = ", ".join(f"'{name}'" for name in seen)
+            return Errors.E154.format(name=self.name, upstream=self.upstream, names=names)
+        transformer = seen[-1] if self.upstream == "*" else self.upstream
+        if exits is None:
+            return Errors.E155.format(transformer=transformer)
+        if exits.n_tokens != len(doc):
+            return Errors.E156.format(
+                name=self.name, transformer=transformer, then=exits.n_tokens, now=len(doc)
+            )
+        tasks = ", ".join(exits.slices) or "none"
+        return Errors.E157.format(name=self.name, transformer=transformer, task=task, tasks=tasks)
 
     def values(self, task: str, classes: Sequence[str]) -> np.ndarray:
         """What `best` gives for each class, shape (n_classes,): its name, unless overridden."""
@@ -127,6 +147,8 @@ class ExitConsumer(Pipe, ABC):
     def annotate(self, docs: list[Doc]) -> list[Doc]:
         """Predict and write. RETURNS (List[Doc]): The Docs to go on with, mostly the same ones."""
         others = self.set_annotations(docs, self.predict(docs))
+        for doc in docs:
+            release_exits(doc, self.upstream, self)
         return docs if others is None else others
 
     def __call__(self, doc: Doc) -> Doc:

@@ -105,6 +105,16 @@ class Links:
         found += [(None, p) for p in self.linked if not any(p is other for other in elsewhere)]
         return found
 
+    def readers(self) -> list[frozenset[Any]]:
+        """RETURNS (List[FrozenSet[Any]]): Of each pipeline, the enabled components that read the
+        exits; those of unknown pipelines together.
+        """
+        found: dict[Language | None, set[Any]] = {}
+        for nlp, component in self.enabled():
+            if self.feeds(component, nlp):
+                found.setdefault(nlp, set()).add(component)
+        return [frozenset(components) for components in found.values()]
+
     def feeds(self, component: Any, nlp: Language | None) -> bool:
         """Whether a component behind the transformer reads its exits. "*" is the nearest enabled
         transformer in front, as in exits.find_exits.

@@ -528,7 +528,8 @@ class EarlyExitTransformer(TrainablePipe):
         return self.model.predict(Request(docs, run))
 
     def set_annotations(self, docs: Iterable[Doc], scores: MultiExitOutput) -> None:
-        """Leave the scores beside each Doc and record the exit layers on it.
+        """Leave the scores beside each Doc, until the last enabled component behind has read them,
+        and record the exit layers on it.
 
         docs (Iterable[Doc]): The documents.
         scores (MultiExitOutput): What predict returned for them.
@@ -557,12 +558,13 @@ class EarlyExitTransformer(TrainablePipe):
         unit_macs = np.stack([scores.macs, scores.macs_full], axis=1)
         record(docs, word_doc, chars, of_words, pieces.unit_doc, unit_chars, unit_macs)
         classes = module_of(self.model).offramps.classes
+        readers = self.links.readers()
         words_by_doc = np.searchsorted(word_doc, np.arange(len(docs) + 1)).tolist()
         for i, doc in enumerate(docs):
             own = slice(*words_by_doc[i : i + 2])
             # Copies: a Doc that is kept must not keep the arrays of its whole batch.
             exits = DocExits(len(doc), tokens[own].copy(), rows[own].copy(), scores.slices, classes)
-            leave_exits(doc, self.name, exits)
+            leave_exits(doc, self.name, exits, readers)
         if scores.states is not None:
             plan = plan_of(self.model, scores, docs)
             for doc, data in zip(docs, plan.split(torch2xp(scores.states)), strict=True):
