@@ -68,7 +68,7 @@ def read_model(model: Model, data: bytes, source: str) -> None:
         problem = f"its layers are {', '.join(names)}, not {', '.join(expected)}"
         raise ValueError(Errors.E135.format(source=source, problem=problem))
     try:
-        model.from_bytes(data)
+        model.from_dict(message)  # what from_bytes does, without decoding it once more
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
     except BaseException as error:  # a panic of the tokenizers library is no Exception
