@@ -134,3 +134,33 @@ def test_warns_of_processors_that_imitate_bfloat16(encoder, monkeypatch, support
     found = [str(w.message) for w in caught if "mixed_precision" in str(w.message)]
     assert len(found) == (0 if supported else 1), found
     assert supported or "[components.transformer.model]" in found[0]
+
+
+def test_devices_before_there_are_weights():
+    """Nothing to move is no error."""
+    model = MultiExitTransformer("x", None, {}, {})
+    model.to_cpu()
+    assert model.layers[1].shims[0].module is None
+
+
+def test_moving_leaves_nothing_behind(nlp):
+    """int8 weights and the optimiser's moments are made anew where the weights are."""
+    transformer = nlp.get_pipe("transformer")
+    shim = transformer.model.layers[1].shims[0]
+    nlp.update(make_examples(nlp), sgd=Adam(1e-3, use_averages=False))
+    transformer.precision = "int8"
+    nlp("Anna met Bob")
+    assert shim._int8 is not None and shim._adam is not None
+    transformer.model.to_cpu()
+    assert shim._int8 is None and shim._adam is None
+    assert nlp("Anna met Bob")._.exit_layers == [4, 4, 4]
+
+
+def test_int8_on_a_gpu_is_refused_where_it_is_set(nlp, monkeypatch):
+    transformer = nlp.get_pipe("transformer")
+    shim = transformer.model.layers[1].shims[0]
+    elsewhere = torch.nn.Linear(1, 1, device="meta")
+    monkeypatch.setattr(shim, "_model", elsewhere)
+    with pytest.raises(ValueError, match=r"CPU only.*meta.*\[components.transformer\]"):
+        transformer.precision = "int8"
+    assert transformer.precision == "float32"

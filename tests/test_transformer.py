@@ -6,6 +6,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import weakref
 from textwrap import dedent
 
 import numpy as np
@@ -608,3 +609,31 @@ def test_scores_of_a_loaded_pipeline(encoder, tmp_path):
 def test_no_scorer(encoder):
     nlp = make_nlp(encoder, scorer=None)
     assert "exit_layer_mean" not in nlp.evaluate(make_examples(nlp))
+
+
+def test_initialize_holds_few_examples(encoder, tmp_path):
+    """A corpus that comes as a stream is never in memory as a whole."""
+    alive, most = weakref.WeakSet(), [0]
+    nlp = untrained(encoder)
+
+    def stream():
+        for _ in range(50):
+            for example in make_examples(nlp):
+                alive.add(example.reference)
+                most[0] = max(most[0], len(alive))
+                yield example
+
+    nlp.get_pipe("transformer").initialize(stream, nlp=nlp)
+    assert nlp.get_pipe("transformer").label_data == {"ner": ["LOC", "PER"]}
+    assert most[0] <= 2 * len(TEXTS), "as many as one call of make_examples makes, and the last one"
+
+
+def test_data_without_the_gold_of_one_task_get_one_message(encoder):
+    """Entities only, and a tagger in the pipeline: what to do about it."""
+    nlp = untrained(encoder)
+    nlp.add_pipe("earlyexit_tagger", name="tagger", config={"tasks": ["tag"]})
+    with pytest.raises(ValueError) as caught:
+        nlp.initialize(lambda: make_examples(nlp))
+    message = str(caught.value)
+    assert "None of the 6 training examples has gold annotation for the task 'tag'" in message
+    assert "out of `pipeline` in [nlp]" in message and '["ner"]' in message
