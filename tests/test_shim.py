@@ -110,7 +110,7 @@ def test_mixed_precision_is_for_training_only(encoder):
     losses = [n.get_pipe("transformer").update(make_examples(n)) for n in (exact, mixed)]
     assert losses[0] != losses[1]
     for nlp in (exact, mixed):
-        nlp.get_pipe("transformer")._take_gradients()
+        nlp.get_pipe("transformer").steps.take()
     gradients = [
         torch.cat(
             [

@@ -575,7 +575,7 @@ def first_update(nlp):
     """Loss and gradients of one update."""
     transformer = nlp.get_pipe("transformer")
     loss = transformer.update(make_examples(nlp))["transformer"]
-    transformer._take_gradients()
+    transformer.steps.take()
     named = module_of(transformer.model).named_parameters()
     return loss, {name: p.grad.clone() for name, p in named if p.grad is not None}
 

@@ -39,7 +39,7 @@ def loss_of(nlp, examples):
     """The loss of a batch; no step is made."""
     transformer = transformer_of(nlp)
     loss = transformer.update(examples)["transformer"]
-    transformer._pending = []
+    transformer.steps.pending = []
     return loss
 
 
@@ -151,20 +151,20 @@ def test_new_weights_end_an_earlier_training(nlp, how):
     transformer = transformer_of(nlp)
     data = nlp.to_bytes()
     transformer.update(make_examples(nlp))
-    assert transformer.trained and transformer._pending
-    transformer._step = (sgd_optimizer(), 1.0)
+    assert transformer.trained and transformer.steps.pending
+    transformer.steps.waiting = (sgd_optimizer(), 1.0)
     if how == "initialize":
         nlp.initialize(lambda: make_examples(nlp))
     else:
         nlp.from_bytes(data)
-    assert transformer._pending == [] and transformer._step is None
+    assert transformer.steps.pending == [] and transformer.steps.waiting is None
     assert not transformer.trained
 
 
 def test_every_layer_and_offramp_gets_a_gradient(nlp):
     transformer = transformer_of(nlp)
     transformer.update(make_examples(nlp))
-    transformer._take_gradients()
+    transformer.steps.take()
     found = gradients(nlp)
     for layer in range(N_LAYERS):
         assert found["offramps.weight"][layer].abs().sum() > 0
@@ -194,9 +194,9 @@ def test_losses_add_up(stable):
     losses = {"transformer": 1.0}
     transformer = transformer_of(stable)
     transformer.update(examples[:2], losses=losses)
-    transformer._pending = []
+    transformer.steps.pending = []
     transformer.update(examples[2:], losses=losses)
-    transformer._pending = []
+    transformer.steps.pending = []
     module_of(transformer.model).zero_grad()
     assert losses["transformer"] == pytest.approx(1.0 + first + second)
 
@@ -216,7 +216,7 @@ def shim_step(nlp, optimizer, set_gradient=None):
     """One step of the shim. Returns the weights before, the gradients, and the weights after."""
     transformer = transformer_of(nlp)
     transformer.update(make_examples(nlp))
-    transformer._take_gradients()
+    transformer.steps.take()
     if set_gradient is not None:
         for parameter in module_of(transformer.model).parameters():
             parameter.grad.fill_(set_gradient)

@@ -1,4 +1,4 @@
-"""A training batch whose step waits until all of its gradient has come."""
+"""Training batches whose gradient has not come yet, and the step that waits for it."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from spacy.tokens import Doc
 from spacy_transformers.data_classes import TransformerData
 from spacy_transformers.layers import TransformerListener
-from thinc.api import xp2torch
+from thinc.api import Model, Optimizer, xp2torch
 from torch import Tensor
 
 from ..errors import Errors
@@ -72,3 +72,54 @@ class PendingGradient:
         if backprop is not None:
             backprop(OutputGradient(self.d_scores, d_states))
         self.d_scores = self.d_states = None
+
+
+class Steps:
+    """The batches of a model whose gradient is not taken yet, and the optimiser's step that waits.
+
+    pending (List[PendingGradient]): The batches.
+    waiting (Optional[Tuple[Optimizer, float]]): Who steps, and at what rate, once the gradient has
+        come or the weights are needed.
+    """
+
+    def __init__(self, model: Model):
+        self.model = model
+        self.pending: list[PendingGradient] = []
+        self.waiting: tuple[Optimizer, float] | None = None
+
+    def forget(self) -> None:
+        """New weights: nothing of an earlier training goes on."""
+        self.pending, self.waiting = [], None
+
+    def are_about(self, docs: Sequence[Doc]) -> bool:
+        """Whether these Docs are of a batch that still waits for a listener."""
+        return any(batch.waiting and batch.is_about(docs) for batch in self.pending)
+
+    def finish(self, sgd: Optimizer) -> None:
+        """Let the optimiser step, or wait for listeners that have not sent their gradient."""
+        self.make()
+        self.waiting = (sgd, sgd.learn_rate)
+        if not any(batch.waiting for batch in self.pending):
+            self.make()
+
+    def make(self) -> None:
+        """Make the step that waits, if one does, with all gradient that has come."""
+        if self.waiting is None:
+            return
+        (sgd, learn_rate), self.waiting = self.waiting, None
+        self.take()
+        current, sgd.learn_rate = sgd.learn_rate, learn_rate
+        try:
+            self.model.finish_update(sgd)
+        finally:
+            sgd.learn_rate = current
+
+    def take(self) -> None:
+        """Take the gradient of all batches through their graphs."""
+        pending, self.pending = self.pending, []
+        for batch in pending:
+            batch.take()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Graphs can't be copied; a copy goes on from the weights.
+        return {**self.__dict__, "pending": [], "waiting": None}

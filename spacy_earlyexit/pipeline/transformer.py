@@ -42,7 +42,7 @@ from .exit_setting import ExitSetting, Use, find_override, with_override
 from .exits import DocExits, leave_exits
 from .extensions import RECORDED, confidence, install_extensions, record
 from .forks import one_thread_in_forks
-from .gradients import PendingGradient
+from .gradients import PendingGradient, Steps
 from .links import STOCK_TASKS, Links
 from .meta import write_meta
 from .stage1 import load_stage1, take_over
@@ -169,12 +169,11 @@ class EarlyExitTransformer(TrainablePipe):
 
     setting (ExitSetting): How words leave.
     links (Links): The components behind it.
+    steps (Steps): Batches that wait for gradient.
     trained (bool): Whether `update` was called since it was made or loaded.
     """
 
     trained: bool
-    _pending: list[PendingGradient]
-    _step: tuple[Optimizer, float] | None
 
     def __init__(
         self,
@@ -201,6 +200,7 @@ class EarlyExitTransformer(TrainablePipe):
         self.vocab: Vocab = nlp.vocab
         self.model = model
         self.scorer = scorer
+        self.steps = Steps(model)
         self.cfg: dict[str, Any] = {
             "labels": {},
             "auxiliary": [],
@@ -514,8 +514,8 @@ class EarlyExitTransformer(TrainablePipe):
         RETURNS (MultiExitOutput): Scores and exit layers of their words.
         """
         docs = list(docs)
-        if not any(pending.waiting and pending.is_about(docs) for pending in self._pending):
-            self._make_step()  # else nlp.update annotates the batch whose step still waits
+        if not self.steps.are_about(docs):
+            self.steps.make()  # else nlp.update annotates the batch whose step still waits
         run = Run(
             criterion=self.criterion,
             tasks=self.active_tasks,
@@ -598,8 +598,8 @@ class EarlyExitTransformer(TrainablePipe):
         validate_examples(examples, "EarlyExitTransformer.update")
         if not examples:
             return losses
-        self._make_step()
-        self._take_gradients()
+        self.steps.make()
+        self.steps.take()
         self._learns()
         set_dropout_rate(self.model, drop)
         docs = [eg.predicted for eg in examples]
@@ -613,7 +613,7 @@ class EarlyExitTransformer(TrainablePipe):
         if listening:
             plan = plan_of(self.model, output, docs)
             pending.send(listening, plan.split(torch2xp(output.states.detach())), plan)
-        self._pending.append(pending)
+        self.steps.pending.append(pending)
         if sgd not in (None, False):
             self.finish_update(sgd)
         return losses
@@ -648,41 +648,20 @@ class EarlyExitTransformer(TrainablePipe):
 
         sgd (Optimizer): thinc's optimiser; its grad_clip is one norm over all parameters.
         """
-        self._make_step()
-        self._step = (sgd, sgd.learn_rate)
-        if not any(pending.waiting for pending in self._pending):
-            self._make_step()
-
-    def _make_step(self) -> None:
-        """Make the step that waits, if one does, with all gradient that has come."""
-        if self._step is None:
-            return
-        (sgd, learn_rate), self._step = self._step, None
-        self._take_gradients()
-        current, sgd.learn_rate = sgd.learn_rate, learn_rate
-        try:
-            self.model.finish_update(sgd)
-        finally:
-            sgd.learn_rate = current
-
-    def _take_gradients(self) -> None:
-        pending, self._pending = self._pending, []
-        for batch in pending:
-            batch.take()
+        self.steps.finish(sgd)
 
     def _forget_training(self) -> None:
         """New weights: nothing of an earlier training goes on."""
         self.trained = False
+        self.steps.forget()
         if self.self_sampling is not None:
             self.self_sampling.reset()
-        self._pending = []
-        self._step = None
 
     def use_params(self, params: dict[Any, Any]) -> Iterator[None]:
         """Use other values (the optimiser's averages) for a while. A bare generator, which is what
         nlp.use_params takes. See TrainablePipe.use_params.
         """
-        self._make_step()
+        self.steps.make()
         with self.model.use_params(params):
             yield
 
@@ -861,7 +840,7 @@ class EarlyExitTransformer(TrainablePipe):
         return self._loaded(str(path), exit_in_file(path.parent, self.name))
 
     def _before_saving(self) -> None:
-        self._make_step()
+        self.steps.make()
         self.cfg["exit"] = self.setting.stored
         self._remember_block()
         self._saved = True
@@ -939,9 +918,8 @@ class EarlyExitTransformer(TrainablePipe):
     def __reduce__(self) -> tuple[Any, ...]:
         # spaCy's compiled base class brings its own, whose state ends with __dict__.
         rebuild, args, state = super().__reduce__()
-        self._make_step()
-        attributes = {**self.__dict__, "_pending": [], "_step": None}
-        return rebuild, args, (*state[:-1], attributes)
+        self.steps.make()
+        return rebuild, args, (*state[:-1], dict(self.__dict__))
 
 
 def _warn_of_rate(training: dict[str, Any]) -> None:
