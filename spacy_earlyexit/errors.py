@@ -387,14 +387,6 @@ class Warnings:
     # -- W3 --
 
     # -- W4 --
-    E142 = (
-        "No operating point was found, and nothing is saved. {reasons} Ask for smaller --speedups, "
-        "or train longer."
-    )
-    E143 = (
-        "The operating point '{name}' costs something else when it is loaded again: a MAC speed-up "
-        "of {found:.4f}, and {expected:.4f} was measured. Nothing is saved. Please report this."
-    )
     W140 = (
         "exit_score is left out: '{name}' and all components behind it were sourced, so that it "
         "knows no pipeline to score them in. Start from the other pipeline with `init_from` in "

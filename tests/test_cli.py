@@ -412,3 +412,11 @@ def test_span_getter_that_needs_sentences(paths):
     code, out = run_cli("debug-data", CONFIG, *cli_args(overrides))
     assert code == 0
     assert "Units not checked" in out and "(senter)" in out
+
+
+@pytest.mark.parametrize("command", ["calibrate", "evaluate", "convert"])
+def test_a_gpu_that_is_not_there(command, stored, dev, tmp_path, monkeypatch):
+    monkeypatch.setattr("thinc.compat.has_gpu", False)
+    output = [] if command == "evaluate" else ["-o", tmp_path / "new"]
+    code, out = run_cli(command, stored, dev, *output, "-g", 0)
+    assert code == 1 and "No GPU is to be had here for --gpu-id 0" in out

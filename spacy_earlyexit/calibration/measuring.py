@@ -219,7 +219,7 @@ class Curve:
     def speedup_at(self, threshold: float) -> float:
         return float(np.interp(np.log(threshold), np.log(self.thresholds), self.speedups))
 
-    def promise(self, speedup: float) -> tuple[float, float]:
+    def predicted(self, speedup: float) -> tuple[float, float]:
         """RETURNS (Tuple[float, float]): How near a speed-up can be got to, 1 being there, and the
         negative expected error there; of two candidates the better one is greater.
         """
@@ -268,7 +268,7 @@ def find_threshold(
         if high / low < 1.001:
             break
         if curve is not None:
-            threshold = aim(sweep, curve, speedup)
+            threshold = next_threshold(sweep, curve, speedup)
             if low < threshold <= high and threshold not in sweep.seen:
                 sweep.at(threshold)
                 continue
@@ -284,7 +284,7 @@ def find_threshold(
     return min(sweep.seen.values(), key=lambda m: abs(m.speedup - speedup))
 
 
-def aim(sweep: Sweep, curve: Curve, speedup: float) -> float:
+def next_threshold(sweep: Sweep, curve: Curve, speedup: float) -> float:
     """Where a curve reaches a speed-up, corrected by how far the nearest run was from the curve."""
     near = min(sweep.seen, key=lambda t: abs(sweep.seen[t].speedup - speedup), default=None)
     gain = 1.0 if near is None else curve.speedup_at(near) / sweep.seen[near].speedup

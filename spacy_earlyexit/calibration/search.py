@@ -18,7 +18,16 @@ from ..model.criteria import SCHEDULES, ExitCriterion, SentenceExit, TokenExit
 from ..pipeline.exit_setting import FULL_DEPTH
 from ..pipeline.finding import find_transformer
 from ..pipeline.transformer import EarlyExitTransformer
-from .measuring import TOLERANCE, Curve, Measurement, Probe, Sweep, Unreachable, aim, find_threshold
+from .measuring import (
+    TOLERANCE,
+    Curve,
+    Measurement,
+    Probe,
+    Sweep,
+    Unreachable,
+    find_threshold,
+    next_threshold,
+)
 from .recording import Recording
 
 # Standard errors that a score has to be below the best one to be surely worse. One would leave the
@@ -151,14 +160,14 @@ class Calibration:
     full (Measurement): Full depth.
     points (Dict[str, Measurement]): The operating points, by name.
     missed (Dict[str, str]): Why there is no point of this name.
-    far (List[str]): Points that are faster than their names say, since no run was nearer.
+    overshot (List[str]): Points that are faster than their names say, since no run was nearer.
     runs (List[Measurement]): All runs, full depth too.
     """
 
     full: Measurement
     points: dict[str, Measurement]
     missed: dict[str, str]
-    far: list[str]
+    overshot: list[str]
     runs: list[Measurement]
 
 
@@ -246,11 +255,11 @@ def _least_error(of_each: Mapping[bool, Calibration], search: Search) -> bool:
     errors = {kind: [own[name].expected_error for name in shared] for kind, own in points.items()}
     known = not np.isnan(list(errors.values())).any()
 
-    def worth(kind: bool) -> tuple[int, float]:
+    def merit(kind: bool) -> tuple[int, float]:
         least = sum(math.log(max(error, 1e-9)) for error in errors[kind]) if known else 0.0
         return -sum(name in points[kind] for name in names), least
 
-    return min(of_each, key=worth)
+    return min(of_each, key=merit)
 
 
 def _find(
@@ -269,9 +278,9 @@ def _find(
     for speedup in search.speedups:
         name = search.speed_point(speedup)
         bar.set_description(name)
-        promises = {c: curve.promise(speedup) for c, curve in curves.items()}
-        ranked = sorted(promises, key=lambda c: promises[c], reverse=True)
-        within = [c for c in ranked if promises[c][0] >= 1 - TOLERANCE]
+        predictions = {c: curve.predicted(speedup) for c, curve in curves.items()}
+        ranked = sorted(predictions, key=lambda c: predictions[c], reverse=True)
+        within = [c for c in ranked if predictions[c][0] >= 1 - TOLERANCE]
         for candidate in _of_each_kind(within or ranked)[: search.finalists]:
             try:
                 find_threshold(sweeps[candidate], speedup, curve=curves[candidate])
@@ -282,16 +291,16 @@ def _find(
     for loss in search.max_losses:
         name = search.loss_point(loss)
         bar.set_description(name)
-        promised = {c: curves[c].fastest(at_full - loss) for c in curves}
-        ranked = sorted(promised, key=lambda c: promised[c], reverse=True)
+        predicted = {c: curves[c].fastest(at_full - loss) for c in curves}
+        ranked = sorted(predicted, key=lambda c: predicted[c], reverse=True)
         for candidate in _of_each_kind(ranked)[: search.finalists]:
             fine = partial(_loses_at_most, loss, full)
-            _push(sweeps[candidate], curves[candidate], promised[candidate], fine)
+            _find_fastest(sweeps[candidate], curves[candidate], predicted[candidate], fine)
         bar.update()
     # Every run counts, whatever it was made for.
     fast = [run for run in probe.runs if run.speedup > 1]
     points: dict[str, Measurement] = {}
-    far: list[str] = []
+    overshot: list[str] = []
     for speedup in search.speedups:
         at = [run for run in fast if abs(run.speedup / speedup - 1) <= TOLERANCE]
         over = [run for run in fast if run.speedup > speedup]
@@ -299,7 +308,7 @@ def _find(
             name = search.speed_point(speedup)
             points[name] = _choose(at, full) if at else min(over, key=_speedup)
             if not at:
-                far.append(name)
+                overshot.append(name)
     for loss in search.max_losses:
         enough = [run for run in fast if _loses_at_most(loss, full, run)]
         if enough:
@@ -307,7 +316,7 @@ def _find(
         else:
             missed[search.loss_point(loss)] = Errors.E041.format(loss=loss, score=full.score)
     missed = {name: reason for name, reason in missed.items() if name not in points}
-    return Calibration(full, points, missed, far, probe.runs)
+    return Calibration(full, points, missed, overshot, probe.runs)
 
 
 def _of_each_kind(ranked: Sequence[Candidate]) -> list[Candidate]:
@@ -346,12 +355,12 @@ def _choose(runs: Sequence[Measurement], full: Measurement) -> Measurement:
         for key in full.scores
     }
 
-    def worth(run: Measurement) -> float:
+    def merit(run: Measurement) -> float:
         if not all(errors.values()):
             return run.score
         return sum(run.scores[key] / error for key, error in errors.items())
 
-    best = max(runs, key=worth)
+    best = max(runs, key=merit)
     alike = [
         run
         for run in runs
@@ -361,7 +370,7 @@ def _choose(runs: Sequence[Measurement], full: Measurement) -> Measurement:
         )
     ]
     if any(math.isnan(run.expected_error) for run in alike):
-        return max(alike, key=lambda run: (_window(run), worth(run)))
+        return max(alike, key=lambda run: (_window(run), merit(run)))
     return min(alike, key=lambda run: run.expected_error)
 
 
@@ -381,16 +390,16 @@ def _loses_at_most(loss: float, full: Measurement, run: Measurement) -> bool:
     return all(run.scores[key] >= value - loss for key, value in full.scores.items())
 
 
-def _push(
+def _find_fastest(
     sweep: Sweep,
     curve: Curve,
-    promised: float,
+    predicted: float,
     fine: Callable[[Measurement], bool],
     max_runs: int = 4,
 ) -> None:
     """Run a candidate ever faster while its runs are good enough, else slower.
 
-    promised (float): The speed-up to begin with.
+    predicted (float): The speed-up to begin with.
     fine (Callable): Whether a run is good enough.
     """
     for _ in range(max_runs):
@@ -399,11 +408,11 @@ def _push(
         high = min([math.inf, *(m.speedup for m in runs if not fine(m) and m.speedup > low)])
         if high / low < 1.02:
             break
-        if low < promised < high and not any(m.speedup == low for m in runs):
-            speedup = promised
+        if low < predicted < high and not any(m.speedup == low for m in runs):
+            speedup = predicted
         else:
             speedup = math.sqrt(low * high) if high < math.inf else 1.25 * low
-        threshold = aim(sweep, curve, speedup)
+        threshold = next_threshold(sweep, curve, speedup)
         if threshold in sweep.seen:
             break
         sweep.at(threshold)

@@ -10,7 +10,7 @@ from wasabi import msg
 
 from ..errors import Errors
 from .info import format_block, format_temperatures
-from .options import CodePath, Force, GoldPreproc, GpuId, Limit, Plot
+from .options import CodePath, Force, GoldPreproc, GpuId, Limit, Plot, setup_device
 from .tables import parse_list, parse_speedups, print_table
 
 if TYPE_CHECKING:
@@ -107,12 +107,12 @@ def calibrate_cli(
     of the settings that are not surely worse than the best, and the fastest that lose no
     more than allowed. They are saved with a copy of the pipeline.
     """
-    from spacy.cli._util import import_code, setup_gpu
+    from spacy.cli._util import import_code
 
     from ..calibration.search import Search
 
     import_code(code_path)
-    setup_gpu(gpu_id)
+    setup_device(gpu_id)
     numbers = "numbers with commas between them"
     try:
         losses = parse_list(max_loss, "max_loss", float, numbers)
@@ -298,7 +298,7 @@ def print_calibration(found: "Calibration", transformer: "EarlyExitTransformer")
     print_table(rows, header, "l" + "r" * (len(scores) + 3) + "l")
     for name, reason in found.missed.items():
         msg.warn(f"No point {name}: {reason}")
-    for name in found.far:
+    for name in found.overshot:
         speedup = f"{found.points[name].speedup:.2f}x"
         msg.warn(f"The point {name} is at {speedup}: no run was nearer, words leave in steps here")
     msg.text("For a speed-up: the least expected error of the runs that are not surely worse")

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from wasabi import msg
 
-from .options import CodePath, Force, GpuId
+from .options import CodePath, Force, GpuId, setup_device
 from .tables import parse_speedups, print_speeds
 
 
@@ -68,12 +68,12 @@ def convert_cli(
     """Make a pipeline that uses spacy-transformers faster: keep its encoder and heads, add exits,
     train them, and show what was gained and lost on dev data.
     """
-    from spacy.cli._util import import_code, setup_gpu
+    from spacy.cli._util import import_code
 
     from ..conversion.convert import convert
 
     import_code(code_path)
-    setup_gpu(gpu_id)
+    setup_device(gpu_id)
     try:
         rows = convert(
             pipeline,

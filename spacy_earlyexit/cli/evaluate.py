@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 from wasabi import msg
 
-from .options import CodePath, GoldPreproc, GpuId, Limit, Plot
+from .options import CodePath, GoldPreproc, GpuId, Limit, Plot, setup_device
 from .tables import parse_list, print_speeds, print_table
 
 LABELS_SHOWN = 12
@@ -35,14 +35,14 @@ def evaluate_cli(
     """Score and time a pipeline at full depth and at its operating points, and show how deep its
     words go.
     """
-    from spacy.cli._util import import_code, setup_gpu
+    from spacy.cli._util import import_code
 
     from ..evaluation.scores import evaluate
     from ..files import check_writable, write_json
     from ..visuals.plots import check_plots, plot_scores
 
     import_code(code_path)
-    setup_gpu(gpu_id)
+    setup_device(gpu_id)
     try:
         if plot is not None:
             check_plots(plot)

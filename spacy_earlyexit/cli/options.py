@@ -21,3 +21,21 @@ Plot = Annotated[
     Path | None,
     typer.Option(help="Picture of score against speed-up: .svg, .png; no suffix: both"),
 ]
+
+
+def setup_device(gpu_id: int) -> None:
+    """Use a GPU, or the CPU; ends the command where there is no GPU.
+
+    gpu_id (int): -1 for the CPU.
+    """
+    from spacy.cli._util import setup_gpu
+    from thinc.compat import has_gpu
+    from wasabi import msg
+
+    if gpu_id >= 0 and not has_gpu:
+        msg.fail(
+            f"No GPU is to be had here for --gpu-id {gpu_id}",
+            "PyTorch or CuPy without CUDA, or no GPU. Leave --gpu-id out to run on the CPU.",
+            exits=1,
+        )
+    setup_gpu(gpu_id)

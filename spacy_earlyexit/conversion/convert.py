@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -161,7 +162,7 @@ def check_settings(labels: str, speedups: Sequence[float], point: str, learn_rat
     if labels not in LABELS:
         expected = f"one of {', '.join(LABELS)}"
         raise ValueError(Errors.E019.format(setting="labels", expected=expected, value=labels))
-    if not speedups or min(speedups) <= 1:
+    if not speedups or not all(1 < speedup < math.inf for speedup in speedups):
         raise ValueError(
             Errors.E019.format(setting="speedups", expected="numbers > 1", value=list(speedups))
         )
