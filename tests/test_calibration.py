@@ -23,7 +23,7 @@ from spacy_earlyexit.calibration import measuring
 from spacy_earlyexit.calibration.measuring import Curve, Measurement, Probe, Sweep, find_threshold
 from spacy_earlyexit.calibration.recording import expected_error, gold_chances
 from spacy_earlyexit.calibration.search import Candidate, Search, find_points
-from spacy_earlyexit.evaluation.scores import standard_error
+from spacy_earlyexit.evaluation.statistics import standard_error
 from spacy_earlyexit.model.architecture import module_of
 from spacy_earlyexit.model.criteria import SCHEDULES, FixedExit, SentenceExit, TokenExit
 from spacy_earlyexit.model.offramps import IGNORE

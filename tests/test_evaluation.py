@@ -1,6 +1,7 @@
 """Scores and costs of pipelines, and python -m spacy earlyexit evaluate."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from spacy.training import Example
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from spacy_earlyexit.evaluation.scores import FORMAT, count_hits, evaluate, paired_losses
+from spacy_earlyexit.evaluation import statistics
+from spacy_earlyexit.evaluation.scores import FORMAT, evaluate
+from spacy_earlyexit.evaluation.statistics import count_hits, paired_losses, resampled_sums
 from spacy_earlyexit.model.criteria import TokenExit
 from spacy_earlyexit.model.kernels import attention, products
 from spacy_earlyexit.pipeline.finding import fresh_docs
@@ -76,6 +79,30 @@ def test_losses_are_paired_document_by_document():
         assert loss == pytest.approx(scores[0] - scores[1])
         assert 0 < low < loss < high < 2 * loss
     assert paired_losses(hits[0], hits[0], ["ents_f"]) == {"ents_f": [0.0, 0.0, 0.0]}
+
+
+def test_resamples_are_the_same_in_blocks(monkeypatch):
+    """And those of one draw of all, kept or not."""
+    counts = np.random.default_rng(1).integers(0, 9, (300, 4))
+    draws = np.random.default_rng(0).multinomial(300, [1 / 300] * 300, statistics.RESAMPLES)
+    expected = np.concatenate([counts.sum(axis=0)[None], draws @ counts])
+    np.testing.assert_array_equal(resampled_sums(counts), expected)
+    monkeypatch.setattr(statistics, "BLOCK", 1000)
+    monkeypatch.setattr(statistics, "MOST_KEPT", 0)
+    np.testing.assert_array_equal(resampled_sums(counts), expected)
+
+
+def test_resamples_of_many_documents_take_little_memory(monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 50)
+    monkeypatch.setattr(statistics, "MOST_KEPT", 2**20)
+    hits = {"ents_f": np.ones((100_000, 3), dtype=np.int64)}
+    tracemalloc.start()
+    try:
+        assert paired_losses(hits, hits, ["ents_f"]) == {"ents_f": [0.0, 0.0, 0.0]}
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 36 * 2**20, "the draws alone are 38 MB"
 
 
 def test_hits_are_those_of_the_scorer_where_words_are_cut_differently():

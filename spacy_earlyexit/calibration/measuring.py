@@ -11,7 +11,8 @@ from spacy.tokens import Doc
 from spacy.training import Example
 
 from ..errors import Errors
-from ..evaluation.scores import component_scores, count_hits
+from ..evaluation.scores import component_scores
+from ..evaluation.statistics import count_hits
 from ..model.architecture import module_of, pieces_of, settings_of
 from ..model.criteria import ExitCriterion
 from ..model.pieces import Pieces

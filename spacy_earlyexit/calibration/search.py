@@ -13,7 +13,7 @@ from spacy.training import Example
 from tqdm import tqdm
 
 from ..errors import Errors
-from ..evaluation.scores import standard_error
+from ..evaluation.statistics import standard_error
 from ..model.criteria import SCHEDULES, ExitCriterion, SentenceExit, TokenExit
 from ..pipeline.exit_setting import FULL_DEPTH
 from ..pipeline.finding import find_transformer
