@@ -328,6 +328,15 @@ class Errors:
         "to `tasks` in [components.{transformer}] and train, or remove '{name}'), or '{name}' was "
         "disabled when it ran."
     )
+    E158 = (
+        "'{source}' annotates for the task '{task}' of '{name}' only labels that the pipeline does "
+        "not know: {unknown}. It knows: {known}. Take data with its labels, rename them in the "
+        "data, or disable '{name}'."
+    )
+    E159 = (
+        "'{source}' has gold for none of the components behind '{name}', so that nothing can be "
+        "scored. What they need: {what}. Annotate it, or take other data."
+    )
     E152 = (
         '\'{name}\' makes entities of BIO classes ("O", "B-x", "I-x"), but the task \'{task}\' has '
         '{classes}. Set `task` in [components.{name}] to a task of entities, such as "ner".'
@@ -394,6 +403,10 @@ class Warnings:
     )
 
     # -- W5 --
+    W150 = (
+        "'{source}' annotates labels for the task '{task}' of '{name}' that the pipeline does not "
+        "know, and that count as wrong: {unknown}. It knows: {known}."
+    )
 
     # -- W6 --
 

@@ -172,7 +172,7 @@ def test_evaluate(calibrated, dev, tmp_path):
     assert "Share of words per exit layer" in out and "(ner)" in out
     figures = json.loads(output.read_text())
     points = spacy.load(fast).get_pipe("transformer").points
-    assert figures["format"] == FORMAT
+    assert figures["format"] == FORMAT and figures["pipeline"] == fast.name
     full, *others, raw = figures["rows"]
     assert [full["point"], *(row["point"] for row in others)] == list(points)
     assert raw["point"] == "full, raw text" and "words_per_second" not in raw
@@ -207,6 +207,50 @@ def test_evaluate_some_points(calibrated, dev):
     assert "wall_speedup" not in rows[0]
     with pytest.raises(ValueError, match="Unknown operating point '9x'"):
         evaluate(fast, dev, points=["9x"])
+
+
+def saved(path, *docs):
+    DocBin(docs=docs).to_disk(path)
+    return path
+
+
+def test_evaluate_without_gold(trained, tmp_path):
+    vocab = spacy.blank("en").vocab
+    data = saved(tmp_path / "dev.spacy", Doc(vocab, words=["Anna", "lives"]))
+    with pytest.raises(ValueError, match=r"'dev.spacy' has gold for none .*'ner' \(doc.ents\)"):
+        evaluate(trained, data, repeats=0)
+
+
+def test_evaluate_on_other_labels(trained, tmp_path):
+    """An error if all are unknown; a warning if some are."""
+    vocab = spacy.blank("en").vocab
+    other = Doc(vocab, words=["Anna", "lives"], ents=["B-PERSON", "O"])
+    some = Doc(vocab, words=["Anna", "lives"], ents=["B-PER", "O"])
+    data = saved(tmp_path / "dev.spacy", other)
+    unknown = "'ner' .* not know.*: PERSON. It knows: LOC, PER"
+    with pytest.raises(ValueError, match=unknown):
+        evaluate(trained, data, repeats=0)
+    code, out = run_cli("evaluate", saved_pipeline(trained, tmp_path), data)
+    assert code == 1 and "PERSON" in out
+    with pytest.warns(UserWarning, match=unknown):
+        rows = evaluate(trained, saved(tmp_path / "some.spacy", other, some), repeats=0)["rows"]
+    assert "ents_f" in rows[0]["scores"]
+
+
+def saved_pipeline(nlp, tmp_path):
+    nlp.to_disk(tmp_path / "pipeline")
+    return tmp_path / "pipeline"
+
+
+def test_evaluate_what_is_in_memory(trained, dev, capfd):
+    """The same as from files, without a word, and nothing is changed."""
+    before = trained.to_bytes()
+    figures = evaluate(trained, make_examples(trained), repeats=0)
+    assert trained.to_bytes() == before
+    assert capfd.readouterr() == ("", "")
+    from_file = evaluate(trained, str(dev), repeats=0)
+    assert figures["rows"] == from_file["rows"]
+    assert (figures["test"], from_file["test"]) == ("examples", dev.name)
 
 
 def test_evaluate_nothing(stored, tmp_path):

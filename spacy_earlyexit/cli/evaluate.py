@@ -56,6 +56,7 @@ def evaluate_cli(
             raw_text=raw_text,
             limit=limit,
             repeats=repeats,
+            progress=True,
         )
         print_figures(figures)
         if output is not None:

@@ -19,6 +19,7 @@ from ..errors import Errors
 from ..pipeline.extensions import exit_layers, exit_stats
 from ..pipeline.finding import bare_doc, find_transformer, segmenters
 from ..pipeline.tasks import get_task, is_bio
+from .gold import check_gold
 from .statistics import count_hits, paired_losses
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def measure_points(
     settings: Mapping[str, "None | str | ExitCriterion"],
     *,
     repeats: int = 5,
+    progress: bool = False,
 ) -> list[dict[str, Any]]:
     """Score and time exit settings of one pipeline, interleaved, on the same Docs.
 
@@ -115,6 +117,7 @@ def measure_points(
     settings (Mapping[str, Union[None, str, ExitCriterion]]): Exit settings by name; the first is
         what wall-clock speed-ups compare with.
     repeats (int): Timed rounds; 0 for scores only.
+    progress (bool): Show a progress bar.
     RETURNS (List[Dict[str, Any]]): A row per setting: point (its name), exit (its block), scores,
         exit_layer_mean, exit_speedup (MACs), macs (in all), exit_layer_shares (of the words, per
         layer), tasks (of each: scores, and of each gold label: words, exit_layer_mean), losses
@@ -125,7 +128,8 @@ def measure_points(
     seconds: dict[str, list[float]] = {name: [] for name in settings}
     rows: dict[str, dict[str, Any]] = {}
     counts: list[dict[str, np.ndarray]] = []
-    with tqdm(total=(repeats + 1) * len(settings), unit="run", disable=None, leave=False) as bar:
+    total, hidden = (repeats + 1) * len(settings), None if progress else True
+    with tqdm(total=total, unit="run", disable=hidden, leave=False) as bar:
         for repeat in range(repeats + 1):
             for name, setting in settings.items():
                 bar.set_description(name)
@@ -214,46 +218,54 @@ def depth_by_label(
 
 
 def evaluate(
-    pipeline: str | Path,
-    test_path: Path,
+    pipeline: Language | str | Path,
+    test: Sequence[Example] | str | Path,
     *,
     points: Sequence[str] | None = None,
     gold_preproc: bool = False,
     raw_text: bool = False,
     limit: int = 0,
     repeats: int = 5,
+    progress: bool = False,
 ) -> dict[str, Any]:
-    """Score and time a pipeline at full depth and at its operating points.
+    """Score and time a pipeline at full depth and at its operating points. Changes nothing.
 
-    pipeline (Union[str, Path]): What spacy.load takes.
-    test_path (Path): Test data (.spacy).
+    pipeline (Union[Language, str, Path]): The pipeline, or what spacy.load takes.
+    test (Union[Sequence[Example], str, Path]): Test data: examples, or a file (.spacy).
     points (Optional[Sequence[str]]): Names of points; None for all. Full depth always comes first.
-    gold_preproc (bool): Gold tokens and sentences, as in spacy.Corpus.v1.
-    raw_text (bool): With gold_preproc, one more row: full depth without it, not timed.
+    gold_preproc (bool): Gold tokens and sentences, as in spacy.Corpus.v1. Of examples: whether
+        their predicted Docs have them.
+    raw_text (bool): With a file and gold_preproc, one more row: full depth without it, not timed.
     limit (int): First documents only, 0 for all.
     repeats (int): Timed rounds.
+    progress (bool): Show a progress bar.
     RETURNS (Dict[str, Any]): A header (format, what was measured where) and rows, those of
         measure_points, with the dev scores that are stored with the points.
-    RAISES (ValueError): If the pipeline has no earlyexit_transformer or no such point, or there are
-        no words.
+    RAISES (ValueError): If the pipeline has no earlyexit_transformer or no such point, or the data
+        have no words, no gold for its components, or only labels that it does not know.
     """
-    nlp = spacy.load(pipeline)
+    nlp = pipeline if isinstance(pipeline, Language) else spacy.load(pipeline)
     transformer = find_transformer(nlp)
     names = list(dict.fromkeys(["full", *(transformer.points if points is None else points)]))
     for name in names:
         transformer.resolve(name)
-    examples = read_examples(nlp, test_path, gold_preproc=gold_preproc, limit=limit)
-    rows = measure_points(nlp, transformer, examples, {n: n for n in names}, repeats=repeats)
+    test = Path(test) if isinstance(test, str) else test
+    source = test.name if isinstance(test, Path) else "examples"
+    examples = _read(nlp, test, gold_preproc=gold_preproc, limit=limit)
+    _check_gold(nlp, transformer, examples, source)
+    rows = measure_points(
+        nlp, transformer, examples, {n: n for n in names}, repeats=repeats, progress=progress
+    )
     for row in rows:
         on_dev = transformer.points.get(row["point"], {})
         row.update({key: on_dev[key] for key in ("dev_score", "dev_speedup") if key in on_dev})
-    if raw_text:
-        texts = read_examples(nlp, test_path, limit=limit)
+    if raw_text and isinstance(test, Path):
+        texts = read_examples(nlp, test, limit=limit)
         rows += measure_points(nlp, transformer, texts, {"full, raw text": None}, repeats=0)
     return {
         "format": FORMAT,
-        "pipeline": str(pipeline),
-        "test": test_path.name,
+        "pipeline": pipeline_name(pipeline),
+        "test": source,
         "documents": len(examples),
         "words": sum(len(eg.predicted) for eg in examples),
         "tokens": "gold" if gold_preproc else "spaCy's",
@@ -261,6 +273,47 @@ def evaluate(
         "versions": {name: version(name) for name in ("spacy", "torch", "spacy-earlyexit")},
         "rows": rows,
     }
+
+
+def pipeline_name(pipeline: Language | str | Path) -> str:
+    """RETURNS (str): What results call a pipeline: its folder or package, without the path, or the
+    name in its meta.
+    """
+    if isinstance(pipeline, Language):
+        return f"{pipeline.meta['lang']}_{pipeline.meta['name']}"
+    path = Path(pipeline).resolve()
+    # What spaCy's training calls every pipeline says nothing.
+    generic = path.name in ("model-best", "model-last")
+    return f"{path.parent.name}/{path.name}" if generic else path.name
+
+
+def _read(
+    nlp: Language, test: Sequence[Example] | Path, *, gold_preproc: bool, limit: int
+) -> list[Example]:
+    if isinstance(test, Path):
+        return read_examples(nlp, test, gold_preproc=gold_preproc, limit=limit)
+    examples = list(test)[: limit or None]
+    if all(token.is_space for eg in examples for token in eg.predicted):
+        raise ValueError(Errors.E042.format(path="the examples"))
+    return examples
+
+
+def _check_gold(
+    nlp: Language,
+    transformer: "EarlyExitTransformer",
+    examples: Sequence[Example],
+    source: str,
+) -> None:
+    """See check_gold; other components are asked to score the gold itself."""
+    if check_gold(transformer, examples, source):
+        return
+    components = transformer.components_behind()
+    itself = [Example(eg.reference, eg.reference) for eg in examples]
+    if not component_scores(components, nlp, itself)[0]:
+        tasks = {task for _, pipe in components for task in transformer.tasks_of(pipe)}
+        needed = [f"'{task}' ({get_task(task).annotation})" for task in sorted(tasks)]
+        what = ", ".join(needed) or "nothing"
+        raise ValueError(Errors.E159.format(source=source, name=transformer.name, what=what))
 
 
 def cpu_name() -> str:

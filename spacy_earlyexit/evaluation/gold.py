@@ -1,0 +1,58 @@
+"""Whether data say anything about a pipeline: gold for its components, with labels it knows."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spacy.training import Example
+
+from ..errors import Errors, Warnings
+from ..pipeline.tasks import find_task, is_bio
+
+if TYPE_CHECKING:
+    from ..pipeline.transformer import EarlyExitTransformer
+
+LABELS_NAMED = 10
+
+
+def check_gold(
+    transformer: "EarlyExitTransformer", examples: Sequence[Example], source: str | Path
+) -> bool:
+    """Check the gold of the tasks that components behind a transformer read. A warning says which
+    labels the pipeline does not know, where it knows others of them.
+
+    transformer (EarlyExitTransformer): In its pipeline.
+    examples (Sequence[Example]): With gold.
+    source (Union[str, Path]): Where they come from, for messages.
+    RETURNS (bool): Whether there is gold for any of the tasks.
+    RAISES (ValueError): If the pipeline knows none of the labels of a task.
+    """
+    found = False
+    for name, component in transformer.components_behind():
+        for task in transformer.tasks_of(component):
+            reader, known = find_task(task), transformer.label_data.get(task)
+            if reader is None or known is None:
+                continue
+            classes = {c for eg in examples for c in reader.gold(eg) if c is not None}
+            found = found or bool(classes)
+            own = reader.classes(known)
+            bio = is_bio(own)
+            labels = {c[2:] if bio else c for c in classes if not (bio and c == "O")}
+            if unknown := sorted(labels - {c[2:] if bio else c for c in own}):
+                settings = {
+                    "source": source,
+                    "name": name,
+                    "task": task,
+                    "unknown": _named(unknown),
+                    "known": _named(known),
+                }
+                if len(unknown) == len(labels):
+                    raise ValueError(Errors.E158.format(**settings))
+                warnings.warn(Warnings.W150.format(**settings), stacklevel=3)
+    return found
+
+
+def _named(labels: Sequence[str]) -> str:
+    more = ", …" if len(labels) > LABELS_NAMED else ""
+    return ", ".join(labels[:LABELS_NAMED]) + more
