@@ -337,6 +337,7 @@ class Errors:
         "'{source}' has gold for none of the components behind '{name}', so that nothing can be "
         "scored. What they need: {what}. Annotate it, or take other data."
     )
+    E160 = "Peak memory needs psutil on this system: pip install 'spacy-earlyexit[benchmark]'."
     E152 = (
         '\'{name}\' makes entities of BIO classes ("O", "B-x", "I-x"), but the task \'{task}\' has '
         '{classes}. Set `task` in [components.{name}] to a task of entities, such as "ner".'

@@ -1,11 +1,13 @@
 """The benchmark: rows of systems in processes of their own, the peers, long documents."""
 
 import json
+import platform
 import re
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +20,10 @@ from spacy.training import Example
 from test_cli import run_cli
 from typer.testing import CliRunner
 
+from spacy_earlyexit.cli.benchmark import distinct_names
 from spacy_earlyexit.evaluation import benchmark as benchmarking
-from spacy_earlyexit.evaluation.benchmark import LATENCY_WORDS, Row, benchmark, table
+from spacy_earlyexit.evaluation import scores
+from spacy_earlyexit.evaluation.benchmark import LATENCY_WORDS, Row, benchmark, peak_memory, table
 from spacy_earlyexit.model import encoder_layer
 from spacy_earlyexit.model.criteria import TokenExit
 from spacy_earlyexit.model.pieces import PieceTokenizer
@@ -32,7 +36,7 @@ import products
 import run as script
 import systems
 
-KEYS = {"system", "setting", "corpus", "score", "tag_acc", "words_per_second", "spread"}
+KEYS = {"system", "setting", "corpus", "score", "scores", "tag_acc", "words_per_second", "spread"}
 KEYS |= {"mac_speedup", "wall_speedup", "peak_mb", "latency_ms", "batch_size", "seeds"}
 
 
@@ -74,6 +78,8 @@ def test_cli_times_points_and_precisions(pipeline, corpus, tmp_path):
     full, fast, *int8 = results["rows"]
     assert all(set(row) == KEYS for row in results["rows"])
     assert [row["setting"] for row in int8] == ["full int8", "2x int8"]
+    assert {row["system"] for row in results["rows"]} == {pipeline.name}, "no path"
+    assert full["scores"]["ents_f"] == full["score"]
     assert full["score"] > 0.7 and full["tag_acc"] is None, "over-fitted; there are no tags"
     assert full["mac_speedup"] == 1.0 and full["wall_speedup"] == 1.0
     assert fast["mac_speedup"] > 1.0
@@ -158,8 +164,54 @@ def test_scores_are_of_what_is_predicted():
     cut = Doc(vocab, words=["a", "b", "c"], spaces=[True, False, False])
     joined = Doc(vocab, words=["a", "bc"], spaces=[True, False])
     assert benchmarking._scores([Example(cut, joined)]) == {}
-    found = benchmarking._scores([Example(cut, joined)], makes_words=True)
-    assert found == {"token_f": pytest.approx(2 * 1 / 5)}
+
+
+def test_scores_are_those_of_the_components(tmp_path):
+    """Also of spaCy's own: dependencies, morphology, lemmas, sentences, categories."""
+    nlp = spacy.blank("en")
+    for name in ("parser", "morphologizer", "trainable_lemmatizer", "textcat"):
+        nlp.add_pipe(name)
+    annotations = {"heads": [1, 1], "deps": ["nsubj", "ROOT"], "pos": ["PROPN", "VERB"]}
+    annotations |= {"lemmas": ["Anna", "live"], "morphs": ["Number=Sing", ""]}
+    doc = Doc(nlp.vocab, words=["Anna", "lives"], **annotations)
+    doc.cats = {"A": 1.0, "B": 0.0}
+    nlp.get_pipe("trainable_lemmatizer").min_tree_freq = 1
+    nlp.initialize(lambda: [Example(nlp.make_doc(doc.text), doc)])
+    nlp.to_disk(tmp_path / "stock")
+    system = benchmarking.SpacySystem(str(tmp_path / "stock"))
+    done = system.run(system.prepare([doc]))
+    found = benchmarking._scores([Example(done[0], doc)], system)
+    assert {"dep_las", "dep_uas", "pos_acc", "morph_acc", "lemma_acc", "cats_score"} == set(found)
+    row = dict.fromkeys(KEYS) | {"spread": [1, 1], "words_per_second": 1, "peak_mb": 1}
+    columns, rows = table(
+        {"rows": [row | {"score": 0.5, "scores": {"pos_acc": 0.5, "dep_las": 1}}]}
+    )
+    assert columns[3:6] == ["score", "tags", "dep_las"] and rows[0][3:6] == ["50.00", "", "100.00"]
+
+
+def test_results_name_folders_without_their_paths(tmp_path):
+    paths = [str(tmp_path / path) for path in ("a/best", "b/best", "c", "d/model-best")]
+    assert list(distinct_names(paths).values()) == ["a/best", "b/best", "c", "d/model-best"]
+    assert list(distinct_names(["en_core_web_sm"]).values()) == ["en_core_web_sm"]
+
+
+def test_memory_without_proc(monkeypatch):
+    """As on Windows, where there is no module `resource` either."""
+    monkeypatch.setattr(Path, "read_text", lambda *args, **kwargs: "")
+    monkeypatch.setattr(benchmarking.platform, "system", lambda: "Windows")
+    assert peak_memory() > 50
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    with pytest.raises(RuntimeError, match=r"psutil .*\[benchmark\]"):
+        peak_memory()
+
+
+def test_the_processors_name(monkeypatch):
+    scores.cpu_name.cache_clear()
+    assert scores.cpu_name()
+    scores.cpu_name.cache_clear()
+    monkeypatch.setitem(sys.modules, "cpuinfo", None)
+    assert scores.cpu_name() in (platform.processor(), platform.machine())
+    scores.cpu_name.cache_clear()
 
 
 def test_rows_of_other_corpora_stay_if_measured_alike(tmp_path):

@@ -50,9 +50,9 @@ def benchmark_cli(
         for setting, values in (("points", exits), ("precisions", kinds)):
             if not values:
                 raise ValueError(Errors.E019.format(setting=setting, expected="a name", value=""))
-        for pipeline in dict.fromkeys(pipelines):
-            rows += pipeline_rows(pipeline, test_path, exits, kinds, code_path)
-        results = benchmark(rows, repeats=repeats, limit=limit, threads=threads)
+        for pipeline, name in distinct_names(pipelines).items():
+            rows += pipeline_rows(pipeline, name, test_path, exits, kinds, code_path)
+        results = benchmark(rows, repeats=repeats, limit=limit, threads=threads, progress=True)
         print_results(results)
         if json_path is not None:
             write_json(json_path, results)
@@ -61,14 +61,36 @@ def benchmark_cli(
         msg.fail("Can't run the benchmark", str(error), exits=1)
 
 
+def distinct_names(pipelines: list[str]) -> dict[str, str]:
+    """What results call pipelines: their folders' names, with so many of the folders above that
+    they differ.
+
+    RETURNS (Dict[str, str]): Names by what spacy.load takes.
+    """
+    from ..evaluation.scores import pipeline_name
+
+    names = {pipeline: pipeline_name(pipeline) for pipeline in pipelines}
+    parts = {pipeline: Path(pipeline).resolve().parts for pipeline in names}
+    for pipeline, name in names.items():
+        same = [other for other in names if pipeline_name(other) == name]
+        n = len(Path(name).parts)
+        while len({parts[other][-n:] for other in same}) < len({parts[o] for o in same}):
+            n += 1
+        names[pipeline] = "/".join(parts[pipeline][-n:])
+    return names
+
+
 def pipeline_rows(
     pipeline: str,
+    system: str,
     test_path: Path,
     exits: list[str],
     precisions: list[str],
     code_path: Path | None = None,
 ) -> list[Any]:
     """The rows of a pipeline: one, or one per exit setting and precision.
+
+    system (str): What they call it.
 
     RAISES (OSError, ValueError): If there is no such pipeline, or it has no such point.
     """
@@ -83,7 +105,7 @@ def pipeline_rows(
     try:
         transformer = find_transformer(nlp)
     except ValueError:
-        return [Row(system=pipeline, setting="", settings=load, **common)]
+        return [Row(system=system, setting="", settings=load, **common)]
     rows = []
     for precision in precisions:
         for name in exits:
@@ -92,10 +114,10 @@ def pipeline_rows(
             settings = {**load, "exit": name, "precision": precision}
             rows.append(
                 Row(
-                    system=pipeline,
+                    system=system,
                     setting=f"{name} {precision}",
                     settings=settings,
-                    baseline=f"{pipeline}, {exits[0]} {precisions[0]}",
+                    baseline=f"{system}, {exits[0]} {precisions[0]}",
                     **common,
                 )
             )

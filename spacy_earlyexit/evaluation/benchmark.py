@@ -10,10 +10,8 @@ import importlib
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -32,8 +30,9 @@ from spacy.tokens import Doc
 from spacy.training import Example
 from tqdm import tqdm
 
+from ..errors import Errors
 from ..pipeline.finding import bare_doc, find_transformer, segmenters
-from .scores import cpu_name, depth_scores, read_examples
+from .scores import component_scores, cpu_name, depth_scores, read_examples
 
 FORMAT = "spacy-earlyexit.benchmark.v1"
 SPACY_SYSTEM = "spacy_earlyexit.evaluation.benchmark:SpacySystem"
@@ -132,6 +131,10 @@ class SpacySystem:
     def annotated(self, docs: Sequence[Doc], predictions: list[Doc]) -> list[Doc]:
         return predictions
 
+    def scores(self, examples: Sequence[Example]) -> dict[str, float]:
+        """RETURNS (Dict[str, float]): What counts for the components, such as {"dep_las": 0.9}."""
+        return component_scores(self.nlp.pipeline, self.nlp, examples)[0]
+
     def _sweep(self, docs: list[Doc]) -> int:
         seconds = {}
         for size in self.batch_sizes:
@@ -179,8 +182,7 @@ def _serve(connection: Connection, row: Row, limit: int, threads: int) -> None:
             elif order == "score":
                 done = system.annotated(docs, predictions)
                 answer = _scores(
-                    [Example(x, eg.reference) for x, eg in zip(done, examples, strict=True)],
-                    makes_words=getattr(system, "makes_words", False),
+                    [Example(x, eg.reference) for x, eg in zip(done, examples, strict=True)], system
                 )
                 answer["batch_size"] = getattr(system, "batch_size", None)
             elif order == "memory":
@@ -193,22 +195,38 @@ def _serve(connection: Connection, row: Row, limit: int, threads: int) -> None:
 
 
 def peak_memory() -> float:
-    """RETURNS (float): The most memory that this process has had, in MB; loading is part of it."""
+    """RETURNS (float): The most memory that this process has had, in MB; loading is part of it.
+    RAISES (RuntimeError): If psutil is needed here and not installed.
+    """
     try:
         # Not ru_maxrss, which begins with that of the process that started this one.
         status = Path("/proc/self/status").read_text(encoding="utf8")
         return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
     except (OSError, IndexError):  # not on Linux
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak / (2**20 if sys.platform == "darwin" else 2**10)
+        pass
+    if platform.system() == "Darwin":
+        return importlib.import_module("resource").getrusage(0).ru_maxrss / 2**20
+    try:
+        info = importlib.import_module("psutil").Process().memory_info()
+    except ImportError:
+        raise RuntimeError(Errors.E160) from None
+    return getattr(info, "peak_wset", info.rss) / 2**20  # the former on Windows
 
 
-def _scores(examples: Sequence[Example], makes_words: bool = False) -> dict[str, Any]:
+def _scores(examples: Sequence[Example], system: Any = None) -> dict[str, Any]:
     """Scores in [0, 1] of what the gold annotates and the system looks for, and the MAC speed-up if
     there is one.
 
-    makes_words (bool): Whether the system makes the words, too.
+    system (Any): Whose own `scores` are taken if it has any; else those of what it annotates.
     """
+    scores = system.scores(examples) if hasattr(system, "scores") else _annotation_scores(examples)
+    depth = depth_scores(examples)
+    if depth["exit_layer_mean"]:
+        scores["mac_speedup"] = depth["exit_speedup"]
+    return scores
+
+
+def _annotation_scores(examples: Sequence[Example]) -> dict[str, Any]:
     from spacy.scorer import Scorer, get_ner_prf
 
     found: dict[str, Any] = {}
@@ -218,13 +236,7 @@ def _scores(examples: Sequence[Example], makes_words: bool = False) -> dict[str,
     for attribute in ("tag", "pos"):
         if any(doc.has_annotation(attribute.upper()) for doc in predicted):
             found.update(Scorer.score_token_attr(examples, attribute))
-    if makes_words:
-        found.update(Scorer.score_tokenization(examples))
-    scores = {key: value for key, value in found.items() if key in _SCORES and value is not None}
-    depth = depth_scores(examples)
-    if depth["exit_layer_mean"]:
-        scores["mac_speedup"] = depth["exit_speedup"]
-    return scores
+    return {key: value for key, value in found.items() if key in _SCORES and value is not None}
 
 
 class Worker:
@@ -263,7 +275,12 @@ class Worker:
 
 
 def benchmark(
-    rows: Sequence[Row], *, repeats: int = 5, limit: int = 0, threads: int = 0
+    rows: Sequence[Row],
+    *,
+    repeats: int = 5,
+    limit: int = 0,
+    threads: int = 0,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Run all rows, corpus by corpus.
 
@@ -271,28 +288,31 @@ def benchmark(
     repeats (int): Timed rounds after a warm-up, in each of which every row runs once.
     limit (int): First documents only, 0 for all.
     threads (int): torch's threads in each process; 0 for all cores.
+    progress (bool): Show a progress bar.
     RETURNS (Dict[str, Any]): Machine, threads, versions, date and commit, and `rows`: system,
-        setting, corpus, score (F1 of names, else accuracy) and tag_acc (means over so many seeds:
-        the last entry), words_per_second (median),
-        spread (least and greatest), mac_speedup, wall_speedup (to the row's baseline), peak_mb,
-        latency_ms (median over the sentences of 18 to 22 words, of each its median).
+        setting, corpus, scores (all that count for its components), score of them (F1 of entities,
+        else accuracy) and tag_acc (means over so many seeds: the last entry), words_per_second
+        (median), spread (least and greatest), mac_speedup, wall_speedup (to the row's baseline),
+        peak_mb, latency_ms (median over the sentences of 18 to 22 words, of each its median).
     RAISES (RuntimeError): If a system fails.
     """
+    peak_memory()  # says what is missing before anything runs
     threads = threads or os.cpu_count() or 1
     done: list[dict[str, Any]] = []
     for corpus in dict.fromkeys(row.corpus for row in rows):
         own = [row for row in rows if row.corpus == corpus]
-        done += _run_corpus(own, repeats, limit, threads)
+        done += _run_corpus(own, repeats, limit, threads, progress)
     return {"format": FORMAT, **header(threads), "repeats": repeats, "limit": limit, "rows": done}
 
 
 def _run_corpus(
-    rows: Sequence[Row], repeats: int, limit: int, threads: int
+    rows: Sequence[Row], repeats: int, limit: int, threads: int, progress: bool
 ) -> list[dict[str, Any]]:
     workers: list[Worker] = []
     steps = len(rows) * (2 + 2 * repeats) + sum(len(row.others) for row in rows)
     try:
-        with tqdm(total=steps, unit="run", desc=rows[0].corpus, disable=None, leave=False) as bar:
+        hidden = None if progress else True
+        with tqdm(total=steps, unit="run", desc=rows[0].corpus, disable=hidden, leave=False) as bar:
             for row in rows:
                 workers.append(Worker(row, limit, threads))
                 bar.update()
@@ -340,7 +360,8 @@ def _run_corpus(
                 "system": row.system,
                 "setting": row.setting,
                 "corpus": row.corpus,
-                "score": next((mean[k] for k in _SCORES if k in mean), None),
+                "score": next((mean[k] for k in (*_SCORES, *mean) if k in mean), None),
+                "scores": mean,
                 "tag_acc": mean.get("tag_acc"),
                 "words_per_second": n_words / median,
                 "spread": [n_words / max(seconds[i]), n_words / min(seconds[i])],
@@ -392,8 +413,9 @@ def _commit() -> str | None:
 
 def table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """RETURNS (Tuple[List[str], List[List[str]]]): Header and rows, as text."""
-    columns = ["corpus", "system", "setting", "score", "tags", "words/s", "MACs", "wall-clock"]
-    columns += ["20 words", "memory"]
+    others = list(dict.fromkeys(key for row in results["rows"] for key in _others(row)))
+    columns = ["corpus", "system", "setting", "score", "tags", *others]
+    columns += ["words/s", "MACs", "wall-clock", "20 words", "memory"]
     rows = []
     for row in results["rows"]:
         low, high = row["spread"]
@@ -404,6 +426,7 @@ def table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
                 row["setting"],
                 _cell(row["score"], lambda x: f"{100 * x:.2f}"),
                 _cell(row["tag_acc"], lambda x: f"{100 * x:.2f}"),
+                *(_cell(_others(row).get(key), lambda x: f"{100 * x:.2f}") for key in others),
                 f"{row['words_per_second']:,.0f} ({low:,.0f}–{high:,.0f})",
                 _cell(row["mac_speedup"], lambda x: f"{x:.2f}×"),
                 _cell(row["wall_speedup"], lambda x: f"{x:.2f}×"),
@@ -412,6 +435,15 @@ def table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
             ]
         )
     return columns, rows
+
+
+def _others(row: Mapping[str, Any]) -> dict[str, float]:
+    """The scores of a row that have no column of their own."""
+    scores = row.get("scores") or {}
+    shown = next((key for key in (*_SCORES, *scores) if key in scores), None)
+    # The table names no other score "score" where it stands for one of these.
+    named = {"tag_acc", shown if shown in _SCORES else None}
+    return {key: value for key, value in scores.items() if key not in named}
 
 
 def _cell(value: Any, show: Any) -> str:

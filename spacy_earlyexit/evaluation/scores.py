@@ -4,6 +4,8 @@ import platform
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -316,11 +318,11 @@ def _check_gold(
         raise ValueError(Errors.E159.format(source=source, name=transformer.name, what=what))
 
 
+@lru_cache(maxsize=1)  # it takes a second
 def cpu_name() -> str:
-    """RETURNS (str): What the processor calls itself."""
+    """RETURNS (str): What the processor calls itself; without py-cpuinfo, its architecture."""
     try:
-        with open("/proc/cpuinfo", encoding="utf8") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if "model name" in line]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()
+        name = import_module("cpuinfo").get_cpu_info().get("brand_raw")
+    except Exception:  # py-cpuinfo is not installed, or knows no such processor
+        name = None
+    return name or platform.processor() or platform.machine()
