@@ -48,7 +48,7 @@ def check_writable(path: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise OSError(Errors.E170.format(path=path, error=error.strerror or error)) from None
+        raise OSError(Errors.E083.format(path=path, error=error.strerror or error)) from None
 
 
 def check_output(output: Path, force: bool, source: str | Path | None = None) -> None:
@@ -63,20 +63,20 @@ def check_output(output: Path, force: bool, source: str | Path | None = None) ->
     """
     restore(output)
     if output.exists() and not output.is_dir():
-        raise ValueError(Errors.E171.format(path=output))
+        raise ValueError(Errors.E084.format(path=output))
     here = output.absolute().resolve()
     if source is not None and Path(source).is_dir():
         read = Path(source).absolute().resolve()
         if here != read and (here in read.parents or read in here.parents):
-            raise ValueError(Errors.E172.format(path=output, source=source))
+            raise ValueError(Errors.E085.format(path=output, source=source))
     if output.is_dir():
         cwd = Path.cwd().resolve()
         if here == cwd or here in cwd.parents or os.path.ismount(here):
-            raise ValueError(Errors.E173.format(path=output))
+            raise ValueError(Errors.E086.format(path=output))
         if any(output.iterdir()) and not is_pipeline(output):
-            raise ValueError(Errors.E174.format(path=output))
+            raise ValueError(Errors.E087.format(path=output))
         if any(output.iterdir()) and not force:
-            raise ValueError(Errors.E030.format(path=output))
+            raise ValueError(Errors.E027.format(path=output))
     check_writable(output)
 
 
@@ -97,7 +97,7 @@ def beside(output: Path) -> Iterator[Path]:
     except OSError as error:
         if str(folder) in str(error):
             reason = error.strerror or str(error)
-            raise OSError(Errors.E170.format(path=output, error=reason)) from error
+            raise OSError(Errors.E083.format(path=output, error=reason)) from error
         raise
     finally:
         _restore_from(folder, output)

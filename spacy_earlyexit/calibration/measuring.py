@@ -105,11 +105,11 @@ class Probe:
         n_words = len(self.pieces.word_row)
         n_classes = sum(part.stop - part.start for part in slices.values())
         if not n_words or not slices:
-            raise ValueError(Errors.E038.format(n_words=n_words, name=transformer.name))
+            raise ValueError(Errors.E035.format(n_words=n_words, name=transformer.name))
         size = 4 * transformer.n_layers * n_words * n_classes
         if size > MOST_RECORDED:
             gigabytes = size / 2**30
-            raise ValueError(Errors.E039.format(n_words=n_words, gigabytes=gigabytes))
+            raise ValueError(Errors.E036.format(n_words=n_words, gigabytes=gigabytes))
         docs, output = self._run(None, every_layer=True)
         assert output.every_layer is not None
         recording = Recording(
@@ -281,7 +281,7 @@ def find_threshold(
         sweep.at(math.exp(math.log(low) + share * (math.log(high) - math.log(low))))
     best = max(m.speedup for m in sweep.seen.values())
     if best < speedup * (1 - tolerance):
-        raise Unreachable(Errors.E021.format(target=speedup, best=best))
+        raise Unreachable(Errors.E020.format(target=speedup, best=best))
     return min(sweep.seen.values(), key=lambda m: abs(m.speedup - speedup))
 
 

@@ -125,7 +125,7 @@ class Search:
             if not fine:
                 value = getattr(self, "max_losses" if setting == "max_loss" else setting)
                 raise ValueError(
-                    Errors.E019.format(setting=setting, expected=expected, value=value)
+                    Errors.E018.format(setting=setting, expected=expected, value=value)
                 )
 
     def speed_point(self, speedup: float) -> str:
@@ -220,14 +220,14 @@ def find_points(
         expected = f"tasks among {', '.join(transformer.active_tasks)}"
         value = ", ".join(unknown)
         raise ValueError(
-            Errors.E019.format(setting="task_temperatures", expected=expected, value=value)
+            Errors.E018.format(setting="task_temperatures", expected=expected, value=value)
         )
     probe = Probe(transformer, examples, hits=True)
     shown = None if progress else True  # None: not in a log file
     with tqdm(total=1, desc="full depth", unit="target", disable=shown, leave=False) as bar:
         recording, full = probe.record()
         if not full.scores:
-            raise ValueError(Errors.E040.format(name=transformer.name))
+            raise ValueError(Errors.E037.format(name=transformer.name))
         kinds = list(dict.fromkeys(search.temperatures))
         n_targets = len(search.candidates(transformer.n_layers)) + len(search.points)
         bar.reset(total=1 + max(len(kinds), 1) * n_targets)
@@ -314,7 +314,7 @@ def _find(
         if enough:
             points[search.loss_point(loss)] = max(enough, key=_speedup)
         else:
-            missed[search.loss_point(loss)] = Errors.E041.format(loss=loss, score=full.score)
+            missed[search.loss_point(loss)] = Errors.E038.format(loss=loss, score=full.score)
     missed = {name: reason for name, reason in missed.items() if name not in points}
     return Calibration(full, points, missed, overshot, probe.runs)
 

@@ -49,7 +49,7 @@ def benchmark_cli(
         rows: list[Row] = []
         for setting, values in (("points", exits), ("precisions", kinds)):
             if not values:
-                raise ValueError(Errors.E019.format(setting=setting, expected="a name", value=""))
+                raise ValueError(Errors.E018.format(setting=setting, expected="a name", value=""))
         for pipeline, name in distinct_names(pipelines).items():
             rows += pipeline_rows(pipeline, name, test_path, exits, kinds, code_path)
         results = benchmark(rows, repeats=repeats, limit=limit, threads=threads, progress=True)

@@ -208,7 +208,7 @@ def calibrate_pipeline(
     known = [FULL_DEPTH, *search.points, *(transformer.points if add else [])]
     if exit_point is not None and exit_point not in known:
         expected = f"one of {', '.join(known)}"
-        raise ValueError(Errors.E019.format(setting="exit", expected=expected, value=exit_point))
+        raise ValueError(Errors.E018.format(setting="exit", expected=expected, value=exit_point))
     examples = read_examples(nlp, dev_path, gold_preproc=gold_preproc, limit=limit)
     before = transformer.temperatures
     found = find_points(transformer, examples, search, progress=progress)
@@ -218,7 +218,7 @@ def calibrate_pipeline(
     put_in_force(transformer, exit_point, search, moved=transformer.temperatures != before)
     wanted = [search.speed_point(speedup) for speedup in search.speedups] or search.points
     if not found.points.keys() & set(wanted):
-        raise ValueError(Errors.E142.format(reasons=" ".join(found.missed.values())))
+        raise ValueError(Errors.E070.format(reasons=" ".join(found.missed.values())))
     with replacing(output) as folder:
         nlp.to_disk(folder)
         check_points(folder, examples, list(points))
@@ -248,7 +248,7 @@ def check_points(pipeline: Path, examples: Sequence["Example"], names: Sequence[
     for name in names:
         found, expected = probe(transformer.resolve(name)), transformer.points[name]["dev_speedup"]
         if abs(found.speedup / expected - 1) > 1e-6:
-            raise ValueError(Errors.E143.format(name=name, found=found.speedup, expected=expected))
+            raise ValueError(Errors.E071.format(name=name, found=found.speedup, expected=expected))
 
 
 def put_in_force(
@@ -266,12 +266,12 @@ def put_in_force(
     if isinstance(wanted, str):
         if wanted not in transformer.points:
             points = ", ".join(transformer.points)
-            error = Errors.E036 if wanted in search.points else Errors.E051
+            error = Errors.E033 if wanted in search.points else Errors.E048
             msg.warn(error.format(point=wanted, points=points))
             wanted = FULL_DEPTH
         wanted = None if wanted == FULL_DEPTH else wanted
     elif wanted is not None and moved and getattr(wanted, "needs_tasks", True):
-        msg.warn(Errors.E043.format(criterion=wanted))
+        msg.warn(Errors.E040.format(criterion=wanted))
     transformer.exit = wanted
 
 

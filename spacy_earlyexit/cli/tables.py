@@ -23,7 +23,7 @@ def parse_list(text: str, setting: str, kind: Callable[[str], T], expected: str)
         return [kind(part.strip()) for part in text.split(",") if part.strip()]
     except ValueError:
         raise ValueError(
-            Errors.E019.format(setting=setting, expected=expected, value=text)
+            Errors.E018.format(setting=setting, expected=expected, value=text)
         ) from None
 
 

@@ -138,7 +138,7 @@ def convert(
         find_points(transformer, read(folder / "dev.spacy", nlp.vocab), speedups)
         if point != FULL_DEPTH and point not in transformer.points:
             msg.warn(
-                Errors.E036.format(point=point, points=", ".join([FULL_DEPTH, *transformer.points]))
+                Errors.E033.format(point=point, points=", ".join([FULL_DEPTH, *transformer.points]))
             )
             point = FULL_DEPTH
         transformer.exit = None if point == FULL_DEPTH else point
@@ -161,17 +161,17 @@ def check_settings(labels: str, speedups: Sequence[float], point: str, learn_rat
     """RAISES (ValueError): If a setting is impossible."""
     if labels not in LABELS:
         expected = f"one of {', '.join(LABELS)}"
-        raise ValueError(Errors.E019.format(setting="labels", expected=expected, value=labels))
+        raise ValueError(Errors.E018.format(setting="labels", expected=expected, value=labels))
     if not speedups or not all(1 < speedup < math.inf for speedup in speedups):
         raise ValueError(
-            Errors.E019.format(setting="speedups", expected="numbers > 1", value=list(speedups))
+            Errors.E018.format(setting="speedups", expected="numbers > 1", value=list(speedups))
         )
     names = [FULL_DEPTH, *(f"{speedup:g}x" for speedup in speedups)]
     if point not in names:
         expected = f"one of {', '.join(names)}"
-        raise ValueError(Errors.E019.format(setting="point", expected=expected, value=point))
+        raise ValueError(Errors.E018.format(setting="point", expected=expected, value=point))
     if learn_rate <= 0:
-        raise ValueError(Errors.E019.format(setting="learn_rate", expected="> 0", value=learn_rate))
+        raise ValueError(Errors.E018.format(setting="learn_rate", expected="> 0", value=learn_rate))
 
 
 def find_stock(nlp: Language) -> str:
@@ -186,10 +186,10 @@ def find_stock(nlp: Language) -> str:
         f"{name} ({nlp.get_pipe_meta(name).factory})" for name in nlp.component_names
     )
     if any(isinstance(pipe, EarlyExitTransformer) for _, pipe in nlp.components):
-        raise ValueError(Errors.E031.format(components=components))
+        raise ValueError(Errors.E028.format(components=components))
     stock = {name: pipe for name, pipe in nlp.pipeline if isinstance(pipe, Transformer)}
     if len(stock) != 1:
-        raise ValueError(Errors.E032.format(n=len(stock), components=components or "nothing"))
+        raise ValueError(Errors.E029.format(n=len(stock), components=components or "nothing"))
     ((name, transformer),) = stock.items()
     if not transformer.listening_components:
         copies = [
@@ -198,7 +198,7 @@ def find_stock(nlp: Language) -> str:
             if other != name and any(isinstance(node, TransformerModel) for node in _layers(pipe))
         ]
         raise ValueError(
-            Errors.E033.format(
+            Errors.E030.format(
                 name=name, components=components, copies=", ".join(copies) or "none of them"
             )
         )
@@ -206,7 +206,7 @@ def find_stock(nlp: Language) -> str:
     family = model.transformer.config.model_type
     if family not in FAMILIES:
         raise ValueError(
-            Errors.E037.format(
+            Errors.E034.format(
                 name=name, encoder=model.attrs["name"], family=family, supported=SUPPORTED
             )
         )

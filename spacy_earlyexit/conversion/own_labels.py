@@ -88,7 +88,7 @@ def prepare(
         msg.info(f"No --dev: {len(dev)} of the {len(dev) + len(train)} training documents held out")
     if not train or not dev:
         raise ValueError(
-            Errors.E034.format(n_train=len(train), n_dev=len(dev), path=dev_path or train_path)
+            Errors.E031.format(n_train=len(train), n_dev=len(dev), path=dev_path or train_path)
         )
     if labels == "own":
         train = [tokens_of(doc) for doc in train]
@@ -158,7 +158,7 @@ def check_labels(nlp: Language, name: str, docs: Sequence[Doc], path: Path) -> N
         if labels_of is not None:
             if unknown := sorted(set().union(*map(labels_of, docs)) - set(pipe.labels)):
                 raise ValueError(
-                    Errors.E035.format(
+                    Errors.E032.format(
                         path=path,
                         name=head,
                         unknown=", ".join(unknown),

@@ -209,7 +209,7 @@ def peak_memory() -> float:
     try:
         info = importlib.import_module("psutil").Process().memory_info()
     except ImportError:
-        raise RuntimeError(Errors.E160) from None
+        raise RuntimeError(Errors.E082) from None
     return getattr(info, "peak_wset", info.rss) / 2**20  # the former on Windows
 
 

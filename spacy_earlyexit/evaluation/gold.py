@@ -48,8 +48,8 @@ def check_gold(
                     "known": _named(known),
                 }
                 if len(unknown) == len(labels):
-                    raise ValueError(Errors.E158.format(**settings))
-                warnings.warn(Warnings.W150.format(**settings), stacklevel=3)
+                    raise ValueError(Errors.E080.format(**settings))
+                warnings.warn(Warnings.W008.format(**settings), stacklevel=3)
     return found
 
 

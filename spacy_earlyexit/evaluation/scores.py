@@ -63,10 +63,10 @@ def read_examples(
         word in the data.
     """
     if gold_preproc and segmenters(nlp):
-        raise ValueError(Errors.E052.format(name=segmenters(nlp)[0]))
+        raise ValueError(Errors.E049.format(name=segmenters(nlp)[0]))
     examples = list(Corpus(path, gold_preproc=gold_preproc, limit=limit)(nlp))
     if all(token.is_space for eg in examples for token in eg.predicted):
-        raise ValueError(Errors.E042.format(path=path))
+        raise ValueError(Errors.E039.format(path=path))
     return examples
 
 
@@ -296,7 +296,7 @@ def _read(
         return read_examples(nlp, test, gold_preproc=gold_preproc, limit=limit)
     examples = list(test)[: limit or None]
     if all(token.is_space for eg in examples for token in eg.predicted):
-        raise ValueError(Errors.E042.format(path="the examples"))
+        raise ValueError(Errors.E039.format(path="the examples"))
     return examples
 
 
@@ -315,7 +315,7 @@ def _check_gold(
         tasks = {task for _, pipe in components for task in transformer.tasks_of(pipe)}
         needed = [f"'{task}' ({get_task(task).annotation})" for task in sorted(tasks)]
         what = ", ".join(needed) or "nothing"
-        raise ValueError(Errors.E159.format(source=source, name=transformer.name, what=what))
+        raise ValueError(Errors.E081.format(source=source, name=transformer.name, what=what))
 
 
 @lru_cache(maxsize=1)  # it takes a second

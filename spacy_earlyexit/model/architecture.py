@@ -111,7 +111,7 @@ def as_multi_exit(model: Model, component: str) -> Model:
             model._init_transformer_config,
         )
     if not isinstance(model.attrs.get("settings"), Settings):
-        raise ValueError(Errors.E025.format(name=component, found=model.name))
+        raise ValueError(Errors.E024.format(name=component, found=model.name))
     model.attrs["settings"].component = component
     return model
 

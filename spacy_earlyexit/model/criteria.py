@@ -306,7 +306,7 @@ def _check_layer(setting: str, layer: Any, n_layers: int | None = None) -> None:
     whole = isinstance(layer, int) and not isinstance(layer, bool)
     if not whole or layer < 1:
         expected = "a whole number, 1 or more"
-        raise ValueError(Errors.E019.format(setting=setting, expected=expected, value=layer))
+        raise ValueError(Errors.E018.format(setting=setting, expected=expected, value=layer))
     if n_layers is not None and layer > n_layers:
         raise ValueError(Errors.E008.format(setting=setting, n_layers=n_layers, layer=layer))
 

@@ -39,7 +39,7 @@ def multi_exit_encoder(
         ("offramp_lr_scale", offramp_lr_scale),
     ):
         if not value >= 0:
-            raise ValueError(Errors.E019.format(setting=setting, expected=">= 0", value=value))
+            raise ValueError(Errors.E018.format(setting=setting, expected=">= 0", value=value))
     return Model(
         "multi_exit_encoder",
         _forward,

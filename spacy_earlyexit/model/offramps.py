@@ -168,7 +168,7 @@ def joint_loss(
     task_weights = task_weights or {}
     if unknown := sorted(set(task_weights) - set(slices)):
         raise ValueError(
-            Errors.E019.format(
+            Errors.E018.format(
                 setting="task_weights", expected=f"tasks out of {', '.join(slices)}", value=unknown
             )
         )
@@ -203,11 +203,11 @@ def make_joint_loss(
     if layer_weights not in ("linear", "uniform"):
         expected = '"linear" or "uniform"'
         raise ValueError(
-            Errors.E019.format(setting="layer_weights", expected=expected, value=layer_weights)
+            Errors.E018.format(setting="layer_weights", expected=expected, value=layer_weights)
         )
     if task_weights and min(task_weights.values()) < 0:
         expected = "numbers >= 0"
         raise ValueError(
-            Errors.E019.format(setting="task_weights", expected=expected, value=task_weights)
+            Errors.E018.format(setting="task_weights", expected=expected, value=task_weights)
         )
     return partial(joint_loss, layer_weights=layer_weights, task_weights=task_weights)

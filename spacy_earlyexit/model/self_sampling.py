@@ -160,11 +160,11 @@ def make_self_sampling(
     """
     if not windows or min(windows) < 0:
         raise ValueError(
-            Errors.E019.format(setting="windows", expected="numbers >= 0", value=windows)
+            Errors.E018.format(setting="windows", expected="numbers >= 0", value=windows)
         )
     if (thresholds is None) == (speedups is None):
         raise ValueError(
-            Errors.E019.format(
+            Errors.E018.format(
                 setting="thresholds and speedups",
                 expected="one of the two, the other null",
                 value=(thresholds, speedups),
@@ -172,15 +172,15 @@ def make_self_sampling(
         )
     if thresholds is not None and not (thresholds and all(0 < t <= 1 for t in thresholds)):
         raise ValueError(
-            Errors.E019.format(setting="thresholds", expected="in (0, 1]", value=thresholds)
+            Errors.E018.format(setting="thresholds", expected="in (0, 1]", value=thresholds)
         )
     if speedups is not None and not (speedups and all(s > 1 for s in speedups)):
         raise ValueError(
-            Errors.E019.format(setting="speedups", expected="numbers > 1", value=speedups)
+            Errors.E018.format(setting="speedups", expected="numbers > 1", value=speedups)
         )
     if aggressive < 0 or full_depth < 0 or aggressive + full_depth > 1:
         raise ValueError(
-            Errors.E019.format(
+            Errors.E018.format(
                 setting="aggressive and full_depth",
                 expected="shares that add up to at most 1",
                 value=(aggressive, full_depth),
@@ -188,5 +188,5 @@ def make_self_sampling(
         )
     if schedule not in SCHEDULES:
         expected = f"one of {', '.join(SCHEDULES)}"
-        raise ValueError(Errors.E019.format(setting="schedule", expected=expected, value=schedule))
+        raise ValueError(Errors.E018.format(setting="schedule", expected=expected, value=schedule))
     return SelfSampling(windows, thresholds, schedule, aggressive, full_depth, speedups)

@@ -58,7 +58,7 @@ class Settings:
             if not fits:
                 value = getattr(self, setting)
                 raise ValueError(
-                    Errors.E019.format(setting=setting, expected=expected, value=value)
+                    Errors.E018.format(setting=setting, expected=expected, value=value)
                 )
 
     @property
@@ -69,7 +69,7 @@ class Settings:
         """
         source = self.read_from or self.name
         if not source:
-            raise ValueError(Errors.E110.format(component=self.component))
+            raise ValueError(Errors.E051.format(component=self.component))
         return source
 
     @property
@@ -91,7 +91,7 @@ class Settings:
         for setting, here in self.to_dict().items():
             if setting not in free and setting in stored and stored[setting] != here:
                 raise ValueError(
-                    Errors.E111.format(
+                    Errors.E052.format(
                         component=self.component,
                         setting=setting,
                         here=json.dumps(here),

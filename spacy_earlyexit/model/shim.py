@@ -75,13 +75,13 @@ class MultiExitShim(PyTorchShim):
         if precision not in PRECISIONS:
             expected = " or ".join(f'"{name}"' for name in PRECISIONS)
             raise ValueError(
-                Errors.E019.format(setting="precision", expected=expected, value=precision)
+                Errors.E018.format(setting="precision", expected=expected, value=precision)
             )
         if precision == "int8" and self._model is not None:
             device = next(self._model.parameters()).device
             if device.type != "cpu":
                 component = self.settings.component
-                raise ValueError(Errors.E049.format(device=device, component=component))
+                raise ValueError(Errors.E046.format(device=device, component=component))
 
     def for_prediction(self, precision: str) -> MultiExitModule:
         """The module that predicts.

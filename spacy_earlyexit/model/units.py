@@ -26,7 +26,7 @@ def unit_bounds(docs: list[Doc], get_spans: SpanGetter) -> tuple[np.ndarray, np.
     """
     spans = get_spans(docs)
     if len(spans) != len(docs):
-        raise ValueError(Errors.E020.format(n_spans=len(spans), n_docs=len(docs)))
+        raise ValueError(Errors.E019.format(n_spans=len(spans), n_docs=len(docs)))
     counts = [len(doc_spans) for doc_spans in spans]
     bounds = [(span.start, span.end) for doc_spans in spans for span in doc_spans]
     return (

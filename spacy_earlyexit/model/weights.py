@@ -58,9 +58,9 @@ def read_module(data: bytes) -> MultiExitModule:
     try:
         state = safetensors.torch.load(data)
     except (safetensors.SafetensorError, ValueError) as error:
-        raise WrongWeights(Errors.E130.format(problem=str(error))) from None
+        raise WrongWeights(Errors.E058.format(problem=str(error))) from None
     if not all(math.isfinite(float(t.sum())) for t in state.values() if t.is_floating_point()):
-        raise WrongWeights(Errors.E131)
+        raise WrongWeights(Errors.E059)
     module.load_state_dict(state, assign=True)
     return module
 
@@ -73,18 +73,18 @@ def _read_header(data: bytes) -> tuple[dict[str, Any], dict[str, Any], int]:
     size = int.from_bytes(data[:8], "little")
     if not 0 < size <= min(_LONGEST_HEADER, len(data) - 8):
         problem = "they begin with no header of safetensors, or are cut short"
-        raise WrongWeights(Errors.E130.format(problem=problem))
+        raise WrongWeights(Errors.E058.format(problem=problem))
     try:
         header = json.loads(data[8 : 8 + size])
         metadata = header.pop("__metadata__")
         about = json.loads(metadata[_ABOUT])
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         problem = "their header is not that of an earlyexit_transformer"
-        raise WrongWeights(Errors.E130.format(problem=problem)) from None
+        raise WrongWeights(Errors.E058.format(problem=problem)) from None
     if not isinstance(about.get("format"), int):
-        raise WrongWeights(Errors.E053)
+        raise WrongWeights(Errors.E050)
     if about["format"] > FORMAT:
-        raise WrongWeights(Errors.E132.format(found=about.get("version"), here=__version__))
+        raise WrongWeights(Errors.E060.format(found=about.get("version"), here=__version__))
     return about, header, 8 + size
 
 
@@ -111,7 +111,7 @@ def _shapes(about: Mapping[str, Any], tensors: Mapping[str, Any]) -> MultiExitMo
         found = {name: list(entry["shape"]) for name, entry in tensors.items()}
     except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         problem = f"their header describes no encoder ({str(error) or type(error).__name__})"
-        raise WrongWeights(Errors.E130.format(problem=problem)) from None
+        raise WrongWeights(Errors.E058.format(problem=problem)) from None
     expected = {name: list(tensor.shape) for name, tensor in module.state_dict().items()}
     for name in sorted(expected.keys() | found.keys()):
         if found.get(name) != expected.get(name):
@@ -119,7 +119,7 @@ def _shapes(about: Mapping[str, Any], tensors: Mapping[str, Any]) -> MultiExitMo
                 f"the tensor {name} has the shape {found.get(name, 'nothing')}, and their header "
                 f"describes {expected.get(name, 'nothing')}"
             )
-            raise WrongWeights(Errors.E130.format(problem=problem))
+            raise WrongWeights(Errors.E058.format(problem=problem))
     return module
 
 
@@ -133,10 +133,10 @@ def _check_checksum(
         if len(data) - start != sum(len(part) for part in parts):
             raise ValueError
     except (KeyError, TypeError, ValueError):
-        raise WrongWeights(Errors.E130.format(problem="they are cut short")) from None
+        raise WrongWeights(Errors.E058.format(problem="they are cut short")) from None
     described = {key: value for key, value in about.items() if key != "checksum"}
     if _checksum(described, parts) != about.get("checksum"):
-        raise WrongWeights(Errors.E133)
+        raise WrongWeights(Errors.E061)
 
 
 def _checksum(about: Mapping[str, Any], parts: Sequence[memoryview]) -> str:

@@ -95,19 +95,19 @@ class ExitConsumer(Pipe, ABC):
         """Why a Doc has no scores of a task."""
         seen = seen_by(doc)
         if not seen:
-            return Errors.E153.format(name=self.name)
+            return Errors.E075.format(name=self.name)
         if self.upstream not in ("*", *seen):
             names = ", ".join(f"'{name}'" for name in seen)
-            return Errors.E154.format(name=self.name, upstream=self.upstream, names=names)
+            return Errors.E076.format(name=self.name, upstream=self.upstream, names=names)
         transformer = seen[-1] if self.upstream == "*" else self.upstream
         if exits is None:
-            return Errors.E155.format(transformer=transformer)
+            return Errors.E077.format(transformer=transformer)
         if exits.n_tokens != len(doc):
-            return Errors.E156.format(
+            return Errors.E078.format(
                 name=self.name, transformer=transformer, then=exits.n_tokens, now=len(doc)
             )
         tasks = ", ".join(exits.slices) or "none"
-        return Errors.E157.format(name=self.name, transformer=transformer, task=task, tasks=tasks)
+        return Errors.E079.format(name=self.name, transformer=transformer, task=task, tasks=tasks)
 
     def values(self, task: str, classes: Sequence[str]) -> np.ndarray:
         """What `best` gives for each class, shape (n_classes,): its name, unless overridden."""

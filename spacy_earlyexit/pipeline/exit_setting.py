@@ -71,7 +71,7 @@ class ExitSetting:
         if self.given in (None, CUSTOM, in_file):
             self.value = make_criterion(stored) if isinstance(stored, dict) else stored
         if self.given == CUSTOM and not isinstance(stored, dict):
-            raise ValueError(Errors.E120.format(name=self.owner.name))
+            raise ValueError(Errors.E054.format(name=self.owner.name))
 
     @property
     def stored(self) -> None | str | dict[str, Any]:
@@ -108,7 +108,7 @@ class ExitSetting:
             if value is None:
                 return None
         if getattr(value, "needs_tasks", True) and not owner.tasks:
-            raise ValueError(Errors.E023.format(criterion=value, name=owner.name))
+            raise ValueError(Errors.E022.format(criterion=value, name=owner.name))
         value.validate(owner.n_layers)
         return value
 
@@ -130,7 +130,7 @@ def check_exit(value: Any) -> None:
     if value is None or isinstance(value, str):
         return
     if isinstance(value, type):
-        raise ValueError(Errors.E121.format(name=value.__name__))
+        raise ValueError(Errors.E055.format(name=value.__name__))
     if missing := [method for method in _METHODS if not callable(getattr(value, method, None))]:
         raise ValueError(Errors.E010.format(value=value) + _lacks(value, missing))
 
@@ -152,7 +152,7 @@ def read_point(points: Mapping[str, Any], name: str) -> ExitCriterion | None:
     point = points[name]
     block = point.get("exit", ...) if isinstance(point, dict) else ...
     if block is not None and not (isinstance(block, dict) and "@misc" in block):
-        raise ValueError(Errors.E122.format(name=name, value=point))
+        raise ValueError(Errors.E056.format(name=name, value=point))
     return read_criterion(block)
 
 
@@ -205,7 +205,7 @@ class Use:
     def __del__(self) -> None:
         if not getattr(self, "_entered", True):
             name = self._setting.owner.name
-            warnings.warn(Warnings.W120.format(name=name), stacklevel=2)
+            warnings.warn(Warnings.W006.format(name=name), stacklevel=2)
 
 
 # Pipelines whose `pipe` is wrapped, and how many open blocks want it.

@@ -102,12 +102,12 @@ def word_record(doc: Doc, field: str) -> np.ndarray:
     RAISES (ValueError): If there is no such value, or it was not recorded when the Doc was encoded.
     """
     if field not in RECORDED:
-        raise ValueError(Errors.E150.format(field=field, fields=", ".join(RECORDED)))
+        raise ValueError(Errors.E072.format(field=field, fields=", ".join(RECORDED)))
     found = [data for _, _, data in _records(doc).overlapping(doc)]
     if found and not any(field in data for data in found):
         names = ", ".join(name for name in RECORDED if any(name in data for data in found))
         text = doc.text[:50]
-        raise ValueError(Errors.E151.format(field=field, text=text, recorded=names or "nothing"))
+        raise ValueError(Errors.E073.format(field=field, text=text, recorded=names or "nothing"))
     return _over_tokens(doc, field, RECORDED[field], np.nan)
 
 

@@ -61,7 +61,7 @@ def fresh_docs(transformer: EarlyExitTransformer, examples: Sequence[Example]) -
     """
     nlp = transformer.nlp
     if transformer.name not in nlp.pipe_names:
-        raise ValueError(Errors.E045.format(name=transformer.name))
+        raise ValueError(Errors.E042.format(name=transformer.name))
     finders = {"token.is_sent_start", "doc.sents"}
     found = any(finders & set(nlp.get_pipe_meta(name).assigns) for name in nlp.pipe_names)
     if any(nlp.get_pipe_meta(name).retokenizes for name in nlp.pipe_names):

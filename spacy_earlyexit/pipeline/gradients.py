@@ -51,7 +51,7 @@ class PendingGradient:
 
             def receive(gradients: Sequence[TransformerData], number: int = number) -> list:
                 if self.backprop is None:
-                    raise ValueError(Errors.E112.format(name=self.name))
+                    raise ValueError(Errors.E053.format(name=self.name))
                 self.waiting.discard(number)
                 if gradients:  # else nothing of the batch was encoded
                     joined = plan.join(gradients)

@@ -83,7 +83,7 @@ class EarlyExitNer(ExitConsumer):
         if not is_bio(classes):
             (task,) = self.tasks
             shown = ", ".join(classes[:5]) + (", …" if len(classes) > 5 else "")
-            raise ValueError(Errors.E152.format(name=self.name, task=task, classes=shown))
+            raise ValueError(Errors.E074.format(name=self.name, task=task, classes=shown))
 
     def predict(self, docs: list[Doc]) -> list[list[tuple[int, int, str]]]:
         """Decode entities, without changing the Docs.

@@ -81,7 +81,7 @@ class EarlyExitSegmenter(ExitConsumer):
         """
         if wins not in WINNERS:
             raise ValueError(
-                Errors.E019.format(setting="wins", expected='"names" or "words"', value=wins)
+                Errors.E018.format(setting="wins", expected='"names" or "words"', value=wins)
             )
         self.name = name
         self.tasks = [task]
@@ -96,10 +96,10 @@ class EarlyExitSegmenter(ExitConsumer):
         super().check(transformer)
         config = transformer.nlp.config
         if self.name in config["training"]["annotating_components"]:
-            raise ValueError(Errors.E046.format(name=self.name))
+            raise ValueError(Errors.E043.format(name=self.name))
         for corpus, settings in config["corpora"].items():
             if isinstance(settings, dict) and settings.get("gold_preproc") is True:
-                raise ValueError(Errors.E047.format(name=self.name, corpus=corpus))
+                raise ValueError(Errors.E044.format(name=self.name, corpus=corpus))
 
     def predict(self, docs: list[Doc]) -> list[np.ndarray]:
         """Decode words, without changing the Docs.

@@ -97,4 +97,4 @@ def _first_docs(examples: Iterable[Example]) -> list[Any]:
 
 
 def _wrong(name: str, path: Path, problem: str) -> ValueError:
-    return ValueError(Errors.E017.format(name=name, path=path, problem=problem))
+    return ValueError(Errors.E016.format(name=name, path=path, problem=problem))

@@ -37,13 +37,13 @@ def read_cfg(data: bytes, source: str) -> dict[str, Any]:
     try:
         cfg = json.loads(data)
     except (ValueError, RecursionError):
-        raise ValueError(Errors.E134.format(source=source, problem="it is not JSON")) from None
+        raise ValueError(Errors.E062.format(source=source, problem="it is not JSON")) from None
     if not isinstance(cfg, dict):
-        raise ValueError(Errors.E134.format(source=source, problem="it is no JSON object"))
+        raise ValueError(Errors.E062.format(source=source, problem="it is no JSON object"))
     for key, kind in CFG.items():
         if not isinstance(cfg.get(key), kind):
             problem = f"`{key}` is missing" if key not in cfg else f"`{key}` is no {kind.__name__}"
-            raise ValueError(Errors.E134.format(source=source, problem=problem))
+            raise ValueError(Errors.E062.format(source=source, problem=problem))
     return cfg
 
 
@@ -60,13 +60,13 @@ def read_model(model: Model, data: bytes, source: str) -> None:
         names = [node["name"] for node in message["nodes"]]
     except Exception:  # whatever the bytes make of a decoder
         problem = "it is cut short, or no file of a model"
-        raise ValueError(Errors.E135.format(source=source, problem=problem)) from None
+        raise ValueError(Errors.E063.format(source=source, problem=problem)) from None
     if "hf-pytorch" in names:
-        raise ValueError(Errors.E136.format(source=source))
+        raise ValueError(Errors.E064.format(source=source))
     expected = [node.name for node in model.walk()]
     if names != expected:
         problem = f"its layers are {', '.join(names)}, not {', '.join(expected)}"
-        raise ValueError(Errors.E135.format(source=source, problem=problem))
+        raise ValueError(Errors.E063.format(source=source, problem=problem))
     try:
         model.from_dict(message)  # what from_bytes does, without decoding it once more
     except ValueError as error:
@@ -75,7 +75,7 @@ def read_model(model: Model, data: bytes, source: str) -> None:
         if isinstance(error, (KeyboardInterrupt, SystemExit, MemoryError)):
             raise
         problem = str(error).split("\n")[0] or type(error).__name__
-        raise ValueError(Errors.E135.format(source=source, problem=problem)) from None
+        raise ValueError(Errors.E063.format(source=source, problem=problem)) from None
 
 
 def check_labels(model: Model, labels: Mapping[str, Sequence[str]], source: str) -> None:
@@ -86,7 +86,7 @@ def check_labels(model: Model, labels: Mapping[str, Sequence[str]], source: str)
     classes = module_of(model).offramps.classes
     if list(labels) != list(classes):
         raise ValueError(
-            Errors.E137.format(
+            Errors.E065.format(
                 source=source, found=", ".join(labels), expected=", ".join(classes), what="tasks"
             )
         )
@@ -94,7 +94,7 @@ def check_labels(model: Model, labels: Mapping[str, Sequence[str]], source: str)
         known = find_task(task)  # the code of a task need not be there to predict
         if known is not None and known.classes(found) != classes[task]:
             raise ValueError(
-                Errors.E137.format(
+                Errors.E065.format(
                     source=source,
                     found=", ".join(known.classes(found)),
                     expected=", ".join(classes[task]),
@@ -108,7 +108,7 @@ def check_setting(name: str, setting: str, here: Any, stored: Any, source: str) 
     here, stored = json.loads(json.dumps(here)), json.loads(json.dumps(stored))
     if here != stored:
         raise ValueError(
-            Errors.E138.format(
+            Errors.E066.format(
                 name=name,
                 setting=setting,
                 here=json.dumps(here),
@@ -133,9 +133,9 @@ def check_pipeline(folder: Path, name: str, lang: str | None, own_id: str | None
     try:
         meta = json.loads(path.read_text(encoding="utf8"))
     except (ValueError, RecursionError):
-        raise ValueError(Errors.E134.format(source=path, problem="it is not JSON")) from None
+        raise ValueError(Errors.E062.format(source=path, problem="it is not JSON")) from None
     if lang is not None and meta.get("lang") not in (None, lang):
-        raise ValueError(Errors.E139.format(path=path, found=meta["lang"], expected=lang))
+        raise ValueError(Errors.E067.format(path=path, found=meta["lang"], expected=lang))
     _check_requirements(meta, path)
     entry = meta.get(KEY)
     own = entry.get(name, {}) if isinstance(entry, dict) else {}
@@ -146,7 +146,7 @@ def check_pipeline(folder: Path, name: str, lang: str | None, own_id: str | None
         ids[str(lookups)] = _read_id(lookups, name)
     known = {file: found for file, found in ids.items() if found is not None}
     if len(set(known.values())) > 1:
-        raise ValueError(Errors.E140.format(folder=folder, files=", ".join(known)))
+        raise ValueError(Errors.E068.format(folder=folder, files=", ".join(known)))
 
 
 def exit_in_file(folder: Path, name: str) -> str | None:
@@ -180,7 +180,7 @@ def _check_version(found: Any, path: Path) -> None:
     except InvalidVersion:
         return
     if later:
-        raise ValueError(Errors.E132.format(found=found, here=__version__) + f" ({path})")
+        raise ValueError(Errors.E060.format(found=found, here=__version__) + f" ({path})")
 
 
 def _check_requirements(meta: Mapping[str, Any], path: Path) -> None:
@@ -191,4 +191,4 @@ def _check_requirements(meta: Mapping[str, Any], path: Path) -> None:
             continue
         if requirement.name.replace("_", "-").lower() == __title__:
             if not requirement.specifier.contains(__version__, prereleases=True):
-                raise ValueError(Errors.E132.format(found=text, here=__version__) + f" ({path})")
+                raise ValueError(Errors.E060.format(found=text, here=__version__) + f" ({path})")

@@ -86,7 +86,7 @@ class EarlyExitTagger(ExitConsumer):
         self.tasks = list(tasks)
         if not self.tasks or not set(self.tasks) <= set(_ATTRIBUTES):
             raise ValueError(
-                Errors.E019.format(setting="tasks", expected='"tag", "pos" or both', value=tasks)
+                Errors.E018.format(setting="tasks", expected='"tag", "pos" or both', value=tasks)
             )
         self.upstream = upstream
         self.overwrite = overwrite

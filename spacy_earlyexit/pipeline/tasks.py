@@ -143,7 +143,7 @@ def aligned(example: Example, values: Sequence[str | None]) -> list[str | None]:
     if len(values) != len(reference):
         expected = f"{len(reference)}, one for each token of example.reference"
         raise ValueError(
-            Errors.E019.format(setting="len(values)", expected=expected, value=len(values))
+            Errors.E018.format(setting="len(values)", expected=expected, value=len(values))
         )
     # Mostly the tokens are the same, and comparing them is much cheaper than aligning characters.
     if np.array_equal(predicted.to_array(ORTH), reference.to_array(ORTH)):

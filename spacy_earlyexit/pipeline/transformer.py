@@ -145,7 +145,7 @@ def make_transformer(
     scorer (Optional[Callable]): The scoring method.
     """
     if set_extra_annotations not in (None, null_annotation_setter):
-        raise ValueError(Errors.E026.format(name=name))
+        raise ValueError(Errors.E025.format(name=name))
     return EarlyExitTransformer(
         nlp,
         as_multi_exit(model, name),
@@ -287,7 +287,7 @@ class EarlyExitTransformer(TrainablePipe):
     @staticmethod
     def _check(setting: str, fits: bool, expected: str, value: Any) -> None:
         if not fits:
-            raise ValueError(Errors.E019.format(setting=setting, expected=expected, value=value))
+            raise ValueError(Errors.E018.format(setting=setting, expected=expected, value=value))
 
     @property
     def _shim(self) -> MultiExitShim:
@@ -404,7 +404,7 @@ class EarlyExitTransformer(TrainablePipe):
         """
         nlp = self.links.nlp
         if nlp is None:
-            raise ValueError(Errors.E027.format(name=self.name))
+            raise ValueError(Errors.E026.format(name=self.name))
         return nlp
 
     @property
@@ -668,7 +668,7 @@ class EarlyExitTransformer(TrainablePipe):
     def rehearse(self, examples: Iterable[Example], **kwargs: Any) -> None:
         """RAISES (ValueError): If components listen; else there is nothing to do."""
         if self.links.listeners():
-            raise ValueError(Errors.E024.format(name=self.name))
+            raise ValueError(Errors.E023.format(name=self.name))
 
     def get_loss(self, examples: Any, scores: Any) -> None:
         """The loss is part of `update`; here for the API."""
@@ -707,7 +707,7 @@ class EarlyExitTransformer(TrainablePipe):
         if nlp is not None:
             self.links.move(nlp)
         if self.self_sampling is not None and init_from is None:
-            raise ValueError(Errors.E123.format(name=self.name))
+            raise ValueError(Errors.E057.format(name=self.name))
         settings_of(self.model).component = self.name
         self._forget_training()
         self.forget_points()
@@ -763,7 +763,7 @@ class EarlyExitTransformer(TrainablePipe):
         stored = stage1.label_data
         wanted = {task: {**stored, **labels}.get(task, []) for task in self._configured_tasks or []}
         if wanted != stored:
-            raise ValueError(Errors.E018.format(path=path, old=stored, new=wanted))
+            raise ValueError(Errors.E017.format(path=path, old=stored, new=wanted))
         inherited = take_over(self.model, stage1.model, self.name, path, get_examples)
         for nlp in self.links.pipelines():
             nlp.get_pipe_config(self.name)["model"].update(copy.deepcopy(inherited))
@@ -828,7 +828,7 @@ class EarlyExitTransformer(TrainablePipe):
         path = Path(path)
         for file in ("cfg", "model"):
             if file not in exclude and not (path / file).is_file():
-                raise ValueError(Errors.E141.format(path=path / file))
+                raise ValueError(Errors.E069.format(path=path / file))
         deserialize: dict[str, Callable[[Path], Any]] = {
             "model": lambda p: read_model(self.model, p.read_bytes(), str(p)),
             "cfg": lambda p: self.cfg.update(read_cfg(p.read_bytes(), str(p))),

@@ -49,7 +49,7 @@ class ExitScorer:
         examples = list(examples)
         scores: dict[str, Any] = depth_scores(examples)
         if transformer is not None and transformer.links.nlp is None and self.speedups:
-            warnings.warn(Warnings.W140.format(name=transformer.name), stacklevel=2)
+            warnings.warn(Warnings.W007.format(name=transformer.name), stacklevel=2)
         elif transformer is not None and self.speedups:
             sweep = Sweep(Probe(transformer, examples), partial(TokenExit, window=self.window))
             found: dict[str, float] = {}

@@ -70,7 +70,7 @@ def read_words(doc: Doc) -> list[Word]:
     layers = exit_layers(doc)
     tokens = [token for token in doc if not token.is_space]
     if tokens and not any(layers):
-        raise ValueError(Errors.E022.format(text=textwrap.shorten(doc.text, 40)))
+        raise ValueError(Errors.E021.format(text=textwrap.shorten(doc.text, 40)))
     # not by token.ent_iob_: an entity may begin with white space
     heads = {next((t.i for t in ent if not t.is_space), -1) for ent in doc.ents}
     words: list[Word] = []
@@ -236,7 +236,7 @@ def depth_html(
     for doc in docs:
         if not isinstance(doc, Doc):
             expected = "a Doc or an iterable of Docs"
-            raise ValueError(Errors.E019.format(setting="docs", expected=expected, value=doc))
+            raise ValueError(Errors.E018.format(setting="docs", expected=expected, value=doc))
     read = [read_words(doc) for doc in docs]
     depth = _depth(n_layers, [word for words in read for word in words])
     parts: list[str] = []
@@ -284,7 +284,7 @@ def _depth(n_layers: int | None, words: Sequence[Word]) -> int:
     deepest = max((word.layer for word in words), default=0)
     if n_layers is not None and n_layers < deepest:
         expected = f"at least the deepest exit layer ({deepest})"
-        raise ValueError(Errors.E019.format(setting="n_layers", expected=expected, value=n_layers))
+        raise ValueError(Errors.E018.format(setting="n_layers", expected=expected, value=n_layers))
     return deepest if n_layers is None else n_layers
 
 

@@ -23,11 +23,11 @@ def check_plots(path: Path) -> None:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
     except ImportError:
-        raise ValueError(Errors.E044) from None
+        raise ValueError(Errors.E041) from None
     known = sorted(f".{kind}" for kind in FigureCanvasAgg.get_supported_filetypes())
     if path.suffix and path.suffix not in known:
         expected = f"a file name with one of {', '.join(known)}, or without (svg and png)"
-        raise ValueError(Errors.E019.format(setting="plot", expected=expected, value=str(path)))
+        raise ValueError(Errors.E018.format(setting="plot", expected=expected, value=str(path)))
     check_writable(path)
 
 

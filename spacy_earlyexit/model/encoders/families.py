@@ -244,7 +244,7 @@ def read_config(
         found = getattr(hf_config, setting, expected)
         if found != expected:
             raise ValueError(
-                Errors.E048.format(
+                Errors.E045.format(
                     name=name, setting=setting, expected=expected, value=found, component=component
                 )
             )

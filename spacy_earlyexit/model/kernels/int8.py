@@ -57,8 +57,8 @@ def most_weight() -> float:
             if (product(rows) == most * rows.sum(1, keepdim=True)).all():
                 return float(most)
     except (AttributeError, RuntimeError) as error:
-        raise ValueError(Errors.E050) from error
-    raise ValueError(Errors.E050)
+        raise ValueError(Errors.E047) from error
+    raise ValueError(Errors.E047)
 
 
 class Int8Linear(nn.Module):
