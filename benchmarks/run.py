@@ -232,7 +232,11 @@ def run_cli(
     if not rows:
         msg.fail("Nothing is trained yet: run `benchmarks/run.py train` first", exits=1)
     results = benchmark(
-        rows, repeats=1 if quick else repeats, limit=32 if quick else limit, threads=threads
+        rows,
+        repeats=1 if quick else repeats,
+        limit=32 if quick else limit,
+        threads=threads,
+        progress=True,
     )
     results["rows"] = rows_of_others(results, output) + results["rows"]
     print_results(results)

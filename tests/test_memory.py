@@ -49,9 +49,9 @@ def count(**settings):
 @needs_glibc
 def test_blocks_are_taken_again():
     assert count()[2]
-    # Where the heap begins is chance, and with it whether something lies in between: best of five.
-    rates = [after / before for before, after, _ in (count() for _ in range(5))]
-    assert min(rates) < 0.11, "one of ten may be new"
+    # Where the heap begins is chance, and with it whether something lies in between: try some.
+    tries = (after / before for before, after, _ in (count() for _ in range(15)))
+    assert any(rate < 0.11 for rate in tries), "one of ten may be new"
 
 
 @needs_glibc

@@ -284,8 +284,8 @@ def pipeline_name(pipeline: Language | str | Path) -> str:
     if isinstance(pipeline, Language):
         return f"{pipeline.meta['lang']}_{pipeline.meta['name']}"
     path = Path(pipeline).resolve()
-    # What spaCy's training calls every pipeline says nothing.
-    generic = path.name in ("model-best", "model-last")
+    # What training and calibration call every pipeline says nothing.
+    generic = path.name in ("model-best", "model-last", "calibrated")
     return f"{path.parent.name}/{path.name}" if generic else path.name
 
 
