@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import spacy
@@ -13,7 +14,16 @@ from spacy.util import registry
 from transformers import AutoTokenizer
 
 from spacy_earlyexit.cli.debug_data import count_gold, count_units, debug_data
-from spacy_earlyexit.cli.info import describe, format_block, format_temperatures, info, shorten
+from spacy_earlyexit.cli.info import (
+    TRAINED_WITH,
+    describe,
+    encoder_name,
+    format_block,
+    format_temperatures,
+    info,
+    shorten,
+)
+from spacy_earlyexit.cli.tables import print_table
 from spacy_earlyexit.model.architecture import module_of
 from spacy_earlyexit.model.criteria import SentenceExit
 from spacy_earlyexit.model.pieces import PieceTokenizer, encode_docs
@@ -61,7 +71,7 @@ def test_spacy_runs_info_as_json(pipeline, trained, encoder):
         "enabled": True,
         "components": ["transformer", "ner"],
         "encoder": {
-            "name": encoder,
+            "name": Path(encoder).name,
             "family": "bert",
             "layers": 4,
             "hidden": 32,
@@ -69,6 +79,7 @@ def test_spacy_runs_info_as_json(pipeline, trained, encoder):
             "positions": 64,
             "parameters": sum(p.numel() for p in module.encoder.parameters()),
             "offramp_parameters": 4 * 5 * (3 * 32 + 1),  # layers, O and B- and I- of two types
+            "trained_with": {name: module.settings[name] for name in TRAINED_WITH},
         },
         "span_getter": {"@span_getters": "spacy-transformers.doc_spans.v1"},
         "tasks": {"ner": {"labels": ["LOC", "PER"], "rules_exit": True}},
@@ -90,7 +101,9 @@ def test_info_tables(pipeline):
         "Temperatures not fitted",
         "ner 2 yes LOC, PER",
         "ner earlyexit_ner ner yes",
-        "3x (in force) TokenExit.v1(threshold=0.1235, window=2) 87.50 3.01x 1.50",
+        "3x (in force) 87.50 3.01x 1.50",
+        "3x (in force) TokenExit.v1(threshold=0.1235, window=2)",
+        "Trained with",
     ):
         assert row in out
 
@@ -140,6 +153,31 @@ def test_info_without_transformer_names_what_is_there(tmp_path):
 def test_info_without_pipeline(tmp_path):
     code, out = run_cli("info", tmp_path / "none")
     assert code == 1 and "none" in out
+
+
+@pytest.mark.parametrize("columns", [None, "60"])
+def test_tables_fit_the_terminal_and_cannot_steer_it(columns, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    header = ["point", "ents_f", "tag_acc", "loss", "MAC speed-up", "exit layer", "exit"]
+    call = "TokenExit.v1(threshold=0.1235, window=2, tasks=[ner, tag])"
+    name = "3x\x1b[31m\x9b1m\u202e 日本"
+    print_table([(name, 1.25, 10, 3, "2.00x", 4, call)], header, "lrrrrrl")
+    out = capsys.readouterr().out
+    assert max(map(len, out.splitlines())) <= int(columns or 80)
+    assert not set("\x1b\x9b\u202e") & set(out) and "日本" in out
+    assert "TokenExit.v1(threshold=0.1235," in out
+    print_table([("[red]", "x" * 200)], aligns="ll")
+    out = capsys.readouterr().out
+    assert "[red]" in out and out.count("x") == 200
+    assert max(map(len, out.splitlines())) <= int(columns or 80)
+
+
+def test_info_does_not_show_where_the_encoder_lay():
+    for path in ("/home/me/encoder", "C:\\me\\encoder", "../encoder", "training/a/encoder"):
+        assert encoder_name(path) == "encoder"
+    assert encoder_name("org/model") == "org/model" and encoder_name("model") == "model"
 
 
 def test_formats():

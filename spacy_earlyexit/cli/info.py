@@ -2,19 +2,20 @@
 
 import json
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from wasabi import msg
 
 from .options import CodePath
-from .tables import print_table
+from .tables import print_table, printable
 
 if TYPE_CHECKING:
     from ..pipeline.transformer import EarlyExitTransformer
 
 LABELS_SHOWN = 12
+TRAINED_WITH = ("special_share", "reach", "mean_pieces", "offramp_context")
 
 
 def info_cli(
@@ -110,7 +111,7 @@ def _encoder(transformer: "EarlyExitTransformer") -> dict[str, Any] | None:
         return None
     config = module.encoder.config
     return {
-        "name": module.settings["name"],
+        "name": encoder_name(module.settings["name"]),
         "family": config.family,
         "layers": config.n_layers,
         "hidden": config.hidden,
@@ -118,7 +119,15 @@ def _encoder(transformer: "EarlyExitTransformer") -> dict[str, Any] | None:
         "positions": config.n_positions,
         "parameters": sum(p.numel() for p in module.encoder.parameters()),
         "offramp_parameters": sum(p.numel() for p in module.offramps.parameters()),
+        "trained_with": {name: module.settings[name] for name in TRAINED_WITH},
     }
+
+
+def encoder_name(name: str) -> str:
+    """RETURNS (str): The encoder's name; of a path its last folder, not where it was trained."""
+    path = PureWindowsPath(name)  # it reads both kinds of slashes
+    local = path.root or path.drive or name.startswith((".", "~")) or len(path.parts) > 2
+    return path.name if local else name
 
 
 def _exit(transformer: "EarlyExitTransformer") -> dict[str, Any]:
@@ -137,7 +146,7 @@ def print_info(data: dict[str, Any]) -> None:
 
     data (Dict[str, Any]): As returned by info.
     """
-    msg.divider(f"Pipeline {data['pipeline']}")
+    msg.divider(f"Pipeline {printable(data['pipeline'])}")
     encoder = data["encoder"]
     rows = {"Components": ", ".join(data["components"]), "Transformer": data["component"]}
     if encoder is not None:
@@ -160,7 +169,11 @@ def print_info(data: dict[str, Any]) -> None:
     if encoder is None:
         msg.warn("The transformer has no weights: the pipeline was saved before initialisation")
     if not data["enabled"]:
-        msg.warn(f"'{data['component']}' is disabled")
+        msg.warn(f"'{printable(data['component'])}' is disabled")
+
+    if encoder is not None:
+        msg.divider("Trained with")
+        print_table(list(encoder["trained_with"].items()), aligns="ll")
 
     msg.divider("Tasks")
     tasks = [
@@ -191,16 +204,16 @@ def print_info(data: dict[str, Any]) -> None:
     points = [
         (
             f"{name} (in force)" if name == data["exit"]["name"] else name,
-            format_block(point.get("exit")),
             _number(point.get("dev_score"), 100),
             _number(point.get("dev_speedup"), unit="x"),
             _number(point.get("dev_mean_depth")),
+            format_block(point.get("exit")),
         )
         for name, point in data["points"].items()
     ]
     if points:
-        header = ("point", "criterion", "dev score", "MAC speed-up", "mean depth")
-        print_table(points, header, "llrrr")
+        header = ("point", "dev score", "MAC speed-up", "mean depth", "criterion")
+        print_table(points, header, "lrrrl")
     else:
         msg.text("None: find some with `python -m spacy earlyexit calibrate`.")
 

@@ -1,13 +1,27 @@
 """Tables and lists that several commands share."""
 
+import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from wasabi import msg
 
 from ..errors import Errors
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 T = TypeVar("T")
+
+# What steers a terminal or turns the direction of its text.
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def printable(value: Any) -> str:
+    """RETURNS (str): The value as text that cannot steer a terminal."""
+    return _UNSAFE.sub("\ufffd", str(value))
 
 
 def parse_list(text: str, setting: str, kind: Callable[[str], T], expected: str) -> list[T]:
@@ -38,10 +52,59 @@ def parse_speedups(text: str) -> list[float]:
 def print_table(
     rows: Sequence[tuple[Any, ...]], header: Sequence[str] | None = None, aligns: str = ""
 ) -> None:
-    """Print a table; aligns has one of l, r, c per column."""
-    columns: list[Any] = list(aligns)
-    # What is wider than max_col would push the columns behind it out of line.
-    msg.table(list(rows), header=header, divider=header is not None, aligns=columns, max_col=200)
+    """Print a table that fits the terminal (80 columns in a file).
+
+    A left-aligned last column that does not fit goes into a second table below.
+
+    rows (Sequence[Tuple[Any, ...]]): The cells; what steers a terminal is replaced.
+    header (Optional[Sequence[str]]): The names of the columns.
+    aligns (str): One of l, r, c per column.
+    """
+    from rich.cells import cell_len
+    from rich.console import Console
+
+    if not rows and not header:
+        return
+    console = Console(highlight=False)
+    cells = [[printable(cell) for cell in row] for row in rows]
+    every = [[printable(name) for name in header], *cells] if header else cells
+    widths = [max(map(cell_len, column)) for column in zip(*every, strict=True)]
+    fits = sum(widths) + 2 * (len(widths) - 1) <= console.width
+    if not fits and header and len(widths) > 3 and aligns.endswith("l"):
+        tables = [range(len(widths) - 1), (0, len(widths) - 1)]
+    else:
+        tables = [range(len(widths))]
+    for number, shown in enumerate(tables):
+        if number:
+            console.print()
+        console.print(
+            _table(
+                [[row[i] for i in shown] for row in cells],
+                [every[0][i] for i in shown] if header else None,
+                "".join(aligns[i] if i < len(aligns) else "l" for i in shown),
+            )
+        )
+
+
+def _table(rows: list[list[str]], header: list[str] | None, aligns: str) -> "Table":
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        box=box.SIMPLE_HEAD if header else None,
+        show_header=header is not None,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 2, 0, 0) if header is None else (0, 1),
+    )
+    kinds: dict[str, Any] = {"l": "left", "r": "right", "c": "center"}
+    for i, align in enumerate(aligns):
+        name = Text(header[i]) if header else ""
+        table.add_column(name, justify=kinds[align], overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
 
 
 def print_speeds(title: str, names: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
@@ -64,5 +127,5 @@ def print_speeds(title: str, names: Sequence[str], rows: Sequence[dict[str, Any]
             cells += [f"{row['words_per_second']:,.0f}" if seconds else "-"]
             cells += [f"{row['wall_speedup']:.2f}x" if seconds else "-"]
         table.append(tuple(cells))
-    msg.divider(title)
+    msg.divider(printable(title))
     print_table(table, header, "l" + "r" * (len(header) - 1))
