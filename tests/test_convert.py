@@ -490,7 +490,8 @@ ROWS = [
 ]
 
 
-def test_table_and_summary(capsys):
+def test_table_and_summary(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     print_rows(ROWS)
     out = " ".join(capsys.readouterr().out.split())
     assert "ents_f tag_acc exit layer MAC speed-up words/s wall-clock speed-up" in out

@@ -96,12 +96,14 @@ def _table(rows: list[list[str]], header: list[str] | None, aligns: str) -> "Tab
         show_header=header is not None,
         show_edge=False,
         pad_edge=False,
-        padding=(0, 2, 0, 0) if header is None else (0, 1),
+        padding=(0, 1, 0, 0) if header else (0, 2, 0, 0),  # two columns between cells
     )
     kinds: dict[str, Any] = {"l": "left", "r": "right", "c": "center"}
     for i, align in enumerate(aligns):
         name = Text(header[i]) if header else ""
-        table.add_column(name, justify=kinds[align], overflow="fold")
+        short = i == 0 and max((len(row[0]) for row in rows), default=0) <= 20
+        least = max(len(row[0]) for row in rows) if short and rows else None
+        table.add_column(name, min_width=least, justify=kinds[align], overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     return table
