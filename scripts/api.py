@@ -15,7 +15,7 @@ PAGE = Path(__file__).parent.parent / "docs" / "api.md"
 # Registered under a name, or a component: not in __all__, but configured or asked for.
 CONFIGURED = {
     "Components": {
-        "earlyexit_transformer": "pipeline.transformer:make_transformer",
+        "earlyexit_transformer": "pipeline.factory:make_transformer",
         "earlyexit_ner": "pipeline.ner:make_ner",
         "earlyexit_tagger": "pipeline.tagger:make_tagger",
         "earlyexit_segmenter": "pipeline.segmenter:make_segmenter",

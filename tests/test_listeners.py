@@ -767,7 +767,7 @@ def test_assemble_and_debug_model(swapped, tmp_path, capfd):
 
 
 def test_another_annotation_setter_is_refused(encoder):
-    from spacy_earlyexit.pipeline.transformer import make_transformer
+    from spacy_earlyexit.pipeline.factory import make_transformer
 
     nlp = spacy.blank("en")
     config = {

@@ -36,7 +36,7 @@ from spacy_earlyexit.model.self_sampling import (
     SelfSampling,
     make_self_sampling,
 )
-from spacy_earlyexit.pipeline.transformer import DEFAULT_CONFIG
+from spacy_earlyexit.pipeline.factory import DEFAULT_CONFIG
 from spacy_earlyexit.training.exit_scorer import make_exit_scorer
 
 N_LAYERS = 4
