@@ -346,6 +346,14 @@ class Errors:
         "The output '{path}' holds something else than a pipeline, which is never replaced, not "
         "even with --force. Name a folder that is empty or not there yet."
     )
+    E088 = (
+        "There is no earlyexit_transformer in this pipeline, only: {found}. Add one to `pipeline` "
+        "in [nlp], with a block in [components]."
+    )
+    E089 = (
+        "There is no GPU for --gpu-id {gpu_id}: PyTorch or CuPy without CUDA, or no device. Leave "
+        "--gpu-id out to run on the CPU."
+    )
 
 
 class Warnings:

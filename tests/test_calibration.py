@@ -679,6 +679,14 @@ def test_impossible_numbers(stored, dev, tmp_path, option, value, message):
     assert code == 1 and message in out
 
 
+def test_labels_of_other_data_are_an_error(stored, tmp_path):
+    other = Doc(spacy.blank("en").vocab, words=["Anna", "lives"], ents=["B-PERSON", "O"])
+    DocBin(docs=[other]).to_disk(tmp_path / "other.spacy")
+    code, out = run_cli("calibrate", stored, tmp_path / "other.spacy", "-o", tmp_path / "new")
+    out = " ".join(out.split())
+    assert code == 1 and "'other.spacy' annotates" in out and "PERSON. It knows: LOC, PER" in out
+
+
 def test_points_are_run_again_before_they_are_kept(stored, dev, tmp_path, monkeypatch):
     """What is loaded has to cost what was measured."""
     from spacy_earlyexit.pipeline import transformer as component

@@ -457,4 +457,4 @@ def test_a_gpu_that_is_not_there(command, stored, dev, tmp_path, monkeypatch):
     monkeypatch.setattr("thinc.compat.has_gpu", False)
     output = [] if command == "evaluate" else ["-o", tmp_path / "new"]
     code, out = run_cli(command, stored, dev, *output, "-g", 0)
-    assert code == 1 and "No GPU is to be had here for --gpu-id 0" in out
+    assert code == 1 and "There is no GPU for --gpu-id 0" in out

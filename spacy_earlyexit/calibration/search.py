@@ -13,6 +13,7 @@ from spacy.training import Example
 from tqdm import tqdm
 
 from ..errors import Errors
+from ..evaluation.gold import check_gold
 from ..evaluation.statistics import standard_error
 from ..model.criteria import SCHEDULES, ExitCriterion, SentenceExit, TokenExit
 from ..pipeline.exit_setting import FULL_DEPTH
@@ -185,7 +186,7 @@ def calibrate(
     search (Optional[Search]): What is looked for; None: 2x, 3x, 4x and lossless.
     progress (bool): Draw a progress bar.
     RETURNS (Calibration): Points and runs.
-    RAISES (ValueError): If there is nothing to score by, or a task is named that is not there.
+    RAISES (ValueError): See find_points.
     """
     transformer = find_transformer(nlp)
     found = find_points(transformer, examples, search or Search(), progress=progress)
@@ -199,6 +200,7 @@ def find_points(
     examples: Sequence[Example],
     search: Search,
     *,
+    source: str = "the dev data",
     progress: bool = False,
 ) -> Calibration:
     """Find the best setting for each speed-up, and the fastest for each loss.
@@ -212,9 +214,11 @@ def find_points(
     transformer (EarlyExitTransformer): In its pipeline. It gets the temperatures, not the points.
     examples (Sequence[Example]): Dev data.
     search (Search): What is looked for.
+    source (str): Where the data come from, for messages.
     progress (bool): Draw a progress bar.
     RETURNS (Calibration): Points and runs.
-    RAISES (ValueError): If there is nothing to score by, or a task is named that is not there.
+    RAISES (ValueError): If there is nothing to score by, only labels that the pipeline does not
+        know, or a task is named that is not there.
     """
     if unknown := sorted(set(search.task_temperatures) - set(transformer.active_tasks)):
         expected = f"tasks among {', '.join(transformer.active_tasks)}"
@@ -222,6 +226,7 @@ def find_points(
         raise ValueError(
             Errors.E018.format(setting="task_temperatures", expected=expected, value=value)
         )
+    check_gold(transformer, examples, source)
     probe = Probe(transformer, examples, hits=True)
     shown = None if progress else True  # None: not in a log file
     with tqdm(total=1, desc="full depth", unit="target", disable=shown, leave=False) as bar:

@@ -211,7 +211,7 @@ def calibrate_pipeline(
         raise ValueError(Errors.E018.format(setting="exit", expected=expected, value=exit_point))
     examples = read_examples(nlp, dev_path, gold_preproc=gold_preproc, limit=limit)
     before = transformer.temperatures
-    found = find_points(transformer, examples, search, progress=progress)
+    found = find_points(transformer, examples, search, source=dev_path.name, progress=progress)
     measured = {FULL_DEPTH: found.full, **found.points}
     points = {name: point.to_point() for name, point in measured.items()}
     transformer.set_points({**(transformer.points if add else {}), **points})

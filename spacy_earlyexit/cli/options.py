@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ..errors import Errors
+
 GpuId = Annotated[int, typer.Option("--gpu-id", "-g", help="GPU ID or -1 for CPU")]
 Force = Annotated[
     bool, typer.Option("--force", "-F", help="Replace the output folder if it exists")
@@ -33,9 +35,5 @@ def setup_device(gpu_id: int) -> None:
     from wasabi import msg
 
     if gpu_id >= 0 and not has_gpu:
-        msg.fail(
-            f"No GPU is to be had here for --gpu-id {gpu_id}",
-            "PyTorch or CuPy without CUDA, or no GPU. Leave --gpu-id out to run on the CPU.",
-            exits=1,
-        )
+        msg.fail(Errors.E089.format(gpu_id=gpu_id), exits=1)
     setup_gpu(gpu_id)

@@ -26,10 +26,7 @@ def find_transformer(nlp: Language) -> EarlyExitTransformer:
     if transformers:
         return transformers[0]
     found = ", ".join(f"{name} ({nlp.get_pipe_meta(name).factory})" for name in nlp.component_names)
-    raise ValueError(
-        f"There is no earlyexit_transformer in this pipeline, only: {found or 'nothing'}. "
-        "Add one to `pipeline` in [nlp], with a block in [components]."
-    )
+    raise ValueError(Errors.E088.format(found=found or "nothing"))
 
 
 def bare_doc(doc: Doc, *, sentences: bool = True, vocab: Vocab | None = None) -> Doc:
