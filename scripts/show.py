@@ -13,7 +13,9 @@ from wasabi import msg
 from spacy_earlyexit.files import write_bytes
 from spacy_earlyexit.model.architecture import module_of
 from spacy_earlyexit.pipeline.finding import find_transformer
-from spacy_earlyexit.visuals.depth import depth_html, depth_svg, depth_text
+from spacy_earlyexit.visuals.html import depth_html
+from spacy_earlyexit.visuals.svg import depth_svg
+from spacy_earlyexit.visuals.terminal import depth_text
 
 
 def show_cli(

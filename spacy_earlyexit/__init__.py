@@ -17,14 +17,18 @@ if TYPE_CHECKING:
     from .pipeline.consumer import ExitConsumer
     from .pipeline.extensions import install_extensions, word_record
     from .pipeline.tasks import Task, TokenExtensionTask, aligned, tasks
-    from .visuals.depth import depth_html, depth_svg, depth_text
+    from .visuals.html import depth_html
+    from .visuals.svg import depth_svg
+    from .visuals.terminal import depth_text
 
 _HOMES = {
     "model.criteria": ("TokenExit", "SentenceExit", "FixedExit"),
     "pipeline.consumer": ("ExitConsumer",),
     "pipeline.tasks": ("Task", "TokenExtensionTask", "aligned", "tasks"),
     "pipeline.extensions": ("install_extensions", "word_record"),
-    "visuals.depth": ("depth_text", "depth_svg", "depth_html"),
+    "visuals.terminal": ("depth_text",),
+    "visuals.svg": ("depth_svg",),
+    "visuals.html": ("depth_html",),
     "evaluation.scores": ("evaluate",),
     "calibration.search": ("Search", "calibrate"),
     "conversion.convert": ("convert",),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spacy_earlyexit.pipeline.decoding import bio_grammar, bmes_grammar, decode
+from spacy_earlyexit.pipeline.decoding import bio_grammar, bio_spans, bmes_grammar, decode
 
 CLASSES = ["O", "B-x", "I-x", "B-y", "I-y"]
 BIO = bio_grammar(CLASSES)
@@ -202,3 +202,29 @@ def test_many_documents_of_words(docs):
         assert are_words(path, breaks)
         alone = decode(scores, breaks, BMES)
         np.testing.assert_array_equal(path, alone)
+
+
+# Entities
+
+
+def spans_word_by_word(path, breaks):
+    spans = []
+    for i, name in enumerate(CLASSES[c] for c in path):
+        if name == "O":
+            continue
+        goes_on = name[0] == "I" and not breaks[i] and spans and spans[-1][1:] == [i, name[2:]]
+        if goes_on:
+            spans[-1][1] = i + 1
+        else:
+            spans.append([i, i + 1, name[2:]])
+    return spans
+
+
+@MANY
+@given(st.lists(st.tuples(st.integers(0, len(CLASSES) - 1), st.booleans()), max_size=12))
+def test_entities_are_those_found_word_by_word(words):
+    path = np.asarray([c for c, _ in words], dtype=np.int64)
+    breaks = np.asarray([b for _, b in words], dtype=bool)
+    starts, ends, kinds = bio_spans(path, breaks, CLASSES)
+    found = [[int(s), int(e), CLASSES[k][2:]] for s, e, k in zip(starts, ends, kinds, strict=True)]
+    assert found == spans_word_by_word(path, breaks)

@@ -139,6 +139,7 @@ from pathlib import Path
 from spacy_earlyexit import files
 
 where, step, signal_number = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where it was ignored
 if step != "exchange":
     files._exchange = lambda a, b: False
 rename = Path.rename

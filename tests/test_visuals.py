@@ -19,7 +19,10 @@ from spacy.tokens import Doc, DocBin
 from typer.testing import CliRunner
 
 from spacy_earlyexit.pipeline.extensions import record
-from spacy_earlyexit.visuals.depth import RAMP, depth_html, depth_svg, depth_text
+from spacy_earlyexit.visuals.html import depth_html
+from spacy_earlyexit.visuals.svg import depth_svg
+from spacy_earlyexit.visuals.terminal import depth_text
+from spacy_earlyexit.visuals.words import RAMP
 
 SVG = "{http://www.w3.org/2000/svg}"
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
@@ -489,6 +492,26 @@ def test_a_doc_without_exits_is_an_error_that_helps(render):
 def test_fewer_layers_than_exits_is_an_error(doc, render):
     with pytest.raises(ValueError, match=r"`n_layers`.*\(6\).*but is 5"):
         render(doc, 5)
+
+
+@pytest.mark.parametrize("render", RENDERERS)
+@pytest.mark.parametrize("n_layers", [10**7, 6.5, "12", True, -1])
+def test_a_number_of_layers_that_is_none_is_an_error(doc, render, n_layers):
+    with pytest.raises(ValueError, match="`n_layers` has to be a whole number between"):
+        render(doc, n_layers)
+
+
+@pytest.mark.parametrize("render", [depth_text, depth_svg])
+@pytest.mark.parametrize("value", ["some text", None, 7])
+def test_what_is_no_doc_is_an_error(render, value):
+    with pytest.raises(ValueError, match="`doc` has to be a Doc, but is"):
+        render(value)
+
+
+@pytest.mark.parametrize("render", RENDERERS)
+@pytest.mark.parametrize("char", ["\u202e", "\u202a", "\u2066"])
+def test_no_word_turns_the_text_behind_it(render, char):
+    assert char not in render(make_doc([f"a{char}b", "c"], [1, 1]))
 
 
 def test_html_of_something_else_is_an_error(doc):

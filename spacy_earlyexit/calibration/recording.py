@@ -24,6 +24,7 @@ from ..model.criteria import ExitCriterion
 from ..model.engine import MultiExitModule
 from ..model.offramps import IGNORE, uncertainty
 from ..model.pieces import Pieces
+from ..pipeline.decoding import bio_spans
 from ..pipeline.tasks import is_bio
 
 # Where nothing is wrong, colder is always better; where nothing is right, hotter.
@@ -309,23 +310,13 @@ def label_score(
     gold, predicted, unit = gold[known], predicted[known], unit[known]
     if not is_bio(classes):
         return float(np.mean(gold == predicted)) if len(gold) else 0.0
-    expected, found = (_entities(ids, classes, unit) for ids in (gold, predicted))
+    breaks = np.diff(unit, prepend=-1) != 0
+    expected, found = (_entity_ids(ids, breaks, classes) for ids in (gold, predicted))
     total = len(expected) + len(found)
     return 2 * len(np.intersect1d(expected, found, assume_unique=True)) / total if total else 1.0
 
 
-def _entities(ids: np.ndarray, classes: Sequence[str], unit: np.ndarray) -> np.ndarray:
-    """One number per entity, made of its start, end and label. An I-x that follows no x begins
-    one, as in conlleval.
-    """
-    names = [c[2:] for c in classes]
-    labels = sorted(set(names))
-    label = np.asarray([labels.index(name) for name in names])[ids]
-    outside = np.asarray([c == "O" for c in classes])[ids]
-    goes_on = np.asarray([c.startswith("I-") for c in classes])[ids]
-    goes_on[:1] = False
-    goes_on[1:] &= ~outside[:-1] & (label[1:] == label[:-1]) & (unit[1:] == unit[:-1])
-    starts = np.flatnonzero(~outside & ~goes_on)
-    edges = np.append(np.flatnonzero(~goes_on), len(ids))
-    ends = edges[np.searchsorted(edges, starts, side="right")]
-    return (starts * (len(ids) + 1) + ends) * len(labels) + label[starts]
+def _entity_ids(path: np.ndarray, breaks: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """RETURNS (ndarray): One number per entity, made of its start, its end and its label."""
+    starts, ends, labels = bio_spans(path, breaks, classes)
+    return (starts * (len(path) + 1) + ends) * len(classes) + labels

@@ -1,27 +1,17 @@
 """Tables and lists that several commands share."""
 
-import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wasabi import msg
 
 from ..errors import Errors
+from ..visuals.printable import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 T = TypeVar("T")
-
-# What steers a terminal or turns the direction of its text.
-_UNSAFE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-
-
-def printable(value: Any) -> str:
-    """RETURNS (str): The value as text that cannot steer a terminal."""
-    return _UNSAFE.sub("\ufffd", str(value))
 
 
 def parse_list(text: str, setting: str, kind: Callable[[str], T], expected: str) -> list[T]:

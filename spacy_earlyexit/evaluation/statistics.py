@@ -1,11 +1,11 @@
 """What a score is made of, document by document, and how sure a difference of two scores is."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Any
 
 import numpy as np
 from spacy.attrs import ENT_IOB, IS_SPACE, POS, TAG
+from spacy.scorer import PRFScore
 from spacy.training import Example
 
 # Resamples for the interval of a loss, and the share of them that lies inside.
@@ -22,37 +22,38 @@ def count_hits(examples: Sequence[Example]) -> dict[str, np.ndarray]:
         items of each document, shape (n_docs, 3); nothing where the gold has no annotation. Of them
         follow the scores of spaCy's Scorer, which says what is an item.
     """
-    kinds: dict[str, tuple[str, Callable[[Example], tuple[Collection[Any], set[Any]]]]] = {
+    kinds: dict[str, tuple[str, Callable[[Example], PRFScore]]] = {
         "ents_f": ("ENT_IOB", _entities),
         "tag_acc": ("TAG", partial(_token_values, TAG)),
         "pos_acc": ("POS", partial(_token_values, POS)),
         "token_f": ("ORTH", _tokens),
     }
     found = {}
-    for key, (attribute, items) in kinds.items():
+    for key, (attribute, score) in kinds.items():
         counts = np.zeros((len(examples), 3), dtype=np.int64)
         for row, eg in zip(counts, examples, strict=True):
             if eg.reference.has_annotation(attribute):
-                predicted, gold = items(eg)
-                row[:] = len(gold.intersection(predicted)), len(predicted), len(gold)
+                own = score(eg)
+                row[:] = own.tp, own.tp + own.fp, own.tp + own.fn
         found[key] = counts
     return found
 
 
-def _tokens(eg: Example) -> tuple[set[Any], set[Any]]:
-    """Predicted and gold tokens by their characters, as Scorer.score_tokenization compares them."""
-    if eg.reference.has_unknown_spaces:
-        return set(), set()
-    predicted, gold = (
-        {(token.idx, len(token)) for token in doc if not token.is_space}
-        for doc in (eg.predicted, eg.reference)
-    )
-    return predicted, gold
+def _tokens(eg: Example) -> PRFScore:
+    """Tokens by their characters, as Scorer.score_tokenization compares them."""
+    score = PRFScore()
+    if not eg.reference.has_unknown_spaces:
+        predicted, gold = (
+            {(token.idx, len(token)) for token in doc if not token.is_space}
+            for doc in (eg.predicted, eg.reference)
+        )
+        score.score_set(predicted, gold)
+    return score
 
 
-def _token_values(attribute: int, eg: Example) -> tuple[set[Any], set[Any]]:
-    """Predicted and gold tokens with their values, as Scorer.score_token_attr compares them: only
-    those that the gold has a value for, and of the predicted ones those that are one gold token.
+def _token_values(attribute: int, eg: Example) -> PRFScore:
+    """Tokens with their values, as Scorer.score_token_attr compares them: only those that the gold
+    has a value for, and of the predicted ones those that are one gold token.
     """
     gold = eg.reference.to_array([attribute]).ravel()
     values = eg.predicted.to_array([attribute]).ravel()
@@ -62,22 +63,31 @@ def _token_values(attribute: int, eg: Example) -> tuple[set[Any], set[Any]]:
     at = to_gold.data[(np.cumsum(to_gold.lengths) - to_gold.lengths)[alone]]
     known = gold[at] != 0
     predicted = set(zip(at[known].tolist(), values[alone][known].tolist(), strict=True))
-    return predicted, {(i, value) for i, value in enumerate(gold.tolist()) if value}
+    score = PRFScore()
+    score.score_set(predicted, {(i, value) for i, value in enumerate(gold.tolist()) if value})
+    return score
 
 
-def _entities(eg: Example) -> tuple[list[Any], set[Any]]:
-    """Predicted and gold entities, both in gold tokens, as spaCy's get_ner_prf compares them: where
-    words are cut differently, a predicted one is that of the gold tokens that it touches, so that
-    several can be the same; one that touches a token without gold is none.
+def _entities(eg: Example) -> PRFScore:
+    """Entities in gold tokens, as spaCy's get_ner_prf compares them: where words are cut
+    differently, a predicted one is that of the gold tokens that it touches, so that several can be
+    the same, of which one is right; one that touches a token without gold is none.
     """
+    score = PRFScore()
     to_gold = eg.alignment.x2y
     iob = eg.reference.to_array([ENT_IOB]).ravel()
-    predicted = []
+    missed = {(ent.label_, ent.start, ent.end) for ent in eg.reference.ents}
     for ent in eg.predicted.ents:
         at = to_gold[ent.start : ent.end]
         if len(at) and iob[at[0] : at[-1] + 1].all():
-            predicted.append((ent.label_, int(at[0]), int(at[-1]) + 1))
-    return predicted, {(ent.label_, ent.start, ent.end) for ent in eg.reference.ents}
+            found = (ent.label_, int(at[0]), int(at[-1]) + 1)
+            if found in missed:
+                missed.remove(found)
+                score.tp += 1
+            else:
+                score.fp += 1
+    score.fn = len(missed)
+    return score
 
 
 def paired_losses(

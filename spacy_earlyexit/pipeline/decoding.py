@@ -33,6 +33,29 @@ def bio_grammar(classes: Sequence[str]) -> Grammar:
     return Grammar(allowed, ~inside, np.ones(len(classes), dtype=bool))
 
 
+def bio_spans(
+    path: np.ndarray, breaks: np.ndarray, classes: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The entities of a sequence of BIO classes. An I-x that no x stands before begins one, as in
+    conlleval; in what `decode` returns there is none.
+
+    path (ndarray): Class of each word, shape (n_words,).
+    breaks (ndarray): True where no entity continues from the word before, shape (n_words,).
+    classes (Sequence[str]): "O", "B-x", "I-x", …
+    RETURNS (Tuple[ndarray, ndarray, ndarray]): Of each entity the first word, the word behind its
+        last, and the first class that has its label, shape (n_entities,) each.
+    """
+    labels = [name[2:] for name in classes]
+    label = np.asarray([labels.index(own) for own in labels])[path]
+    outside = np.asarray([not own for own in labels])[path]
+    goes_on = np.asarray([name.startswith("I-") for name in classes])[path] & ~breaks
+    goes_on[:1] = False
+    goes_on[1:] &= ~outside[:-1] & (label[1:] == label[:-1])
+    starts = np.flatnonzero(~outside & ~goes_on)
+    edges = np.append(np.flatnonzero(~goes_on), len(path))
+    return starts, edges[np.searchsorted(edges, starts, side="right")], label[starts]
+
+
 def bmes_grammar(classes: Sequence[str]) -> Grammar:
     """Words: a "B" (begin) needs its "E" (end), with nothing but "M" (middle) between; "S" is a
     word of its own.

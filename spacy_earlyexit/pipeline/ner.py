@@ -9,7 +9,7 @@ from spacy.tokens import Doc, Span
 
 from ..errors import Errors
 from .consumer import ExitConsumer, Upstream
-from .decoding import bio_grammar, decode
+from .decoding import bio_grammar, bio_spans, decode
 from .home import PipelineRef
 from .tasks import find_task, is_bio
 
@@ -116,7 +116,13 @@ class EarlyExitNer(ExitConsumer):
         breaks = np.diff(sentence, prepend=-1) != 0
         breaks[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
         path = decode(scores, breaks, bio_grammar(classes))
-        return _entities(tokens, lengths, path, classes)
+        doc = np.repeat(np.arange(len(docs)), lengths)
+        found: list[list[tuple[int, int, str]]] = [[] for _ in docs]
+        # whitespace tokens between the words of an entity belong to it
+        for start, end, kind in zip(*bio_spans(path, breaks, classes), strict=True):
+            entity = int(tokens[start]), int(tokens[end - 1]) + 1, classes[kind][2:]
+            found[doc[start]].append(entity)
+        return found
 
     def set_annotations(
         self, docs: list[Doc], predictions: list[list[tuple[int, int, str]]]
@@ -138,25 +144,3 @@ class EarlyExitNer(ExitConsumer):
                 taken = {token.i for span in kept + blocked for token in span}
                 spans = [s for s in spans if not taken.intersection(range(s.start, s.end))]
             doc.set_ents(kept + spans, blocked=blocked, default="outside")
-
-
-def _entities(
-    tokens: np.ndarray, lengths: np.ndarray, path: np.ndarray, classes: list[str]
-) -> list[list[tuple[int, int, str]]]:
-    """Runs of B-x I-x …, as token indices; whitespace tokens in between belong to them.
-
-    tokens, path (ndarray): Token in its Doc and class of each word, shape (n_words,).
-    lengths (ndarray): Words of each Doc, shape (n_docs,).
-    """
-    kinds = np.asarray([c[0] for c in classes])[path]
-    doc = np.repeat(np.arange(len(lengths)), lengths)
-    starts = np.flatnonzero(kinds == "B")
-    # An entity ends in front of the next word that is not inside, or with its Doc.
-    others = np.flatnonzero((kinds != "I") | (np.diff(doc, prepend=-1) != 0))
-    others = np.append(others, len(path))
-    ends = others[np.searchsorted(others, starts, side="right")]
-    found: list[list[tuple[int, int, str]]] = [[] for _ in lengths]
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        label = classes[path[start]][2:]
-        found[doc[start]].append((int(tokens[start]), int(tokens[end - 1]) + 1, label))
-    return found
