@@ -32,7 +32,8 @@ test: $(READY)
 benchmark: $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[benchmark]'
 	for name in wnut17 ewt; do for step in corpus joint self-sampling calibrate; do \
-	    $(BIN)/python -m spacy project run $$name-$$step . --vars.encoder $(DATA)/encoder --vars.mirror $(DATA)/data || exit 1; \
+	    $(BIN)/python -m spacy project run $$name-$$step . --vars.encoder $(DATA)/encoder --vars.mirror $(DATA)/data \
+	        --vars.gold true --vars.gold_flag --gold-preproc || exit 1; \
 	done; done
 	$(BIN)/python benchmarks/run.py train --encoder $(DATA)/encoder
 	$(BIN)/python benchmarks/run.py run

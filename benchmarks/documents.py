@@ -1,102 +1,206 @@
-"""Long documents: how far the speed-up of single sentences carries over, and cost per word."""
+"""Real documents: whether `nlp(text)` on raw, whole documents keeps what gold sentences promise,
+what a word of a long document costs, and what becomes of entities where a text is cut otherwise.
+"""
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from statistics import fmean
+from typing import Annotated, Any, NamedTuple
 
-import numpy as np
 import spacy
 import torch
 import typer
+from spacy.cli import project_run
 from spacy.language import Language
-from spacy.tokens import Doc
-from spacy.training import Corpus, Example
-from spacy.util import registry
-from systems import train_plain
+from spacy.tokens import Doc, DocBin
+from systems import train_plain  # noqa: F401 (it finds the scripts)
 from wasabi import msg
 
+from spacy_earlyexit import Search, calibrate
 from spacy_earlyexit.cli.tables import print_table
 from spacy_earlyexit.evaluation.benchmark import header, peak_memory
-from spacy_earlyexit.evaluation.scores import measure_points
+from spacy_earlyexit.evaluation.scores import evaluate, read_examples
 from spacy_earlyexit.files import write_json
-from spacy_earlyexit.pipeline.finding import bare_doc, find_transformer
+from spacy_earlyexit.pipeline.finding import find_transformer
 
-# WNUT-17 has single sentences, of which documents have to be made.
-JOINED_WORDS = 300
-LENGTHS = (100, 1_000, 10_000, 50_000)
+from report import markdown_table, replace_block  # isort: skip
+
+ROOT = Path(__file__).parent.parent
+ROWS = ROOT / "metrics" / "documents"
+RESULTS = ROOT / "benchmarks" / "results" / "documents.json"
+# Each regime is one recipe for training, calibration and evaluation.
+REGIMES = {
+    "sentences": {"vars.gold": "true", "vars.gold_flag": "--gold-preproc"},
+    "documents": {"vars.gold": "false", "vars.gold_flag": ""},
+}
+SEARCH = Search(speedups=(2.0, 3.0, 4.0), max_losses=(), temperatures=(False,))
+LENGTHS = (500, 5_000, 50_000)
+GROUP = 3  # sentences of what stands for a paragraph
 
 app = typer.Typer(add_completion=False)
+Encoder = Annotated[str, typer.Option(help="Hub name or folder of a Hugging Face encoder")]
 PipelinePath = Annotated[str, typer.Argument(help="Folder of a calibrated pipeline")]
-TestPath = Annotated[Path, typer.Argument(help="Test data (.spacy)")]
+TestPath = Annotated[Path, typer.Argument(help="Test data (.spacy)", exists=True)]
 Point = Annotated[str, typer.Option(help="Operating point")]
 Output = Annotated[Path | None, typer.Option("--json", help="File for the figures")]
 
 
-@app.command("speedup")
-def speedup_cli(
-    pipeline: PipelinePath,
-    test: TestPath,
-    point: Point = "3x",
-    words: Annotated[
-        int, typer.Option(help="Join sentences to so many words; 0: the data's own documents")
-    ] = JOINED_WORDS,
-    repeats: Annotated[int, typer.Option(help="Timed rounds", min=1)] = 3,
-    limit: Annotated[int, typer.Option(help="First documents only, 0 for all")] = 0,
-    output: Output = None,
+class Corpus(NamedTuple):
+    """tag (Optional[str]): The score of its tags.
+    own (bool): Whether its workflow has an encoder of its own.
+    """
+
+    tag: str | None
+    own: bool = False
+
+
+CORPORA = {
+    "ewt": Corpus("tag_acc"),
+    "wnut17": Corpus(None),
+    "sample": Corpus("pos_acc", own=True),
+}
+
+
+@app.command("run")
+def run_cli(
+    encoder: Encoder,
+    mirror: Annotated[str, typer.Option(help="Folder with the corpora; network")] = "",
+    corpora: Annotated[str, typer.Option(help="Names, with commas")] = ",".join(CORPORA),
+    seeds: Annotated[str, typer.Option(help="With commas")] = "0,1,2",
+    repeats: Annotated[int, typer.Option(help="Timed rounds (medians)", min=1)] = 3,
+    settings: Annotated[
+        str, typer.Option(help="More `vars` of project.yml as JSON, for tests")
+    ] = "{}",
+    rows: Annotated[Path, typer.Option(help="Folder of the figures of each seed")] = ROWS,
+    output: Annotated[Path, typer.Option("--json", help="File for all rows")] = RESULTS,
 ) -> None:
-    """The same point on single sentences and on documents of them, whole or by sentences."""
-    nlp = spacy.load(pipeline)
-    transformer = find_transformer(nlp)
-    sentences = list(Corpus(test, gold_preproc=True, limit=limit)(nlp))
-    documents = join(sentences, words) if words else as_they_are(nlp, test, limit)
-    forms: dict[str, tuple[Sequence[Example], dict[str, Any]]] = {
-        "single sentences": (sentences, {"@span_getters": "spacy-transformers.doc_spans.v1"}),
-        "documents": (documents, {"@span_getters": "spacy-transformers.doc_spans.v1"}),
-        "documents, by sentence": (
-            documents,
-            {"@span_getters": "spacy-transformers.sent_spans.v1"},
-        ),
-    }
-    rows: list[dict[str, Any]] = []
-    for name, (examples, getter) in forms.items():
-        transformer.model.layers[0].attrs["get_spans"] = registry.resolve({"g": getter})["g"]
-        settings = {"full": None, point: point}
-        full, fast = measure_points(nlp, transformer, examples, settings, repeats=repeats)
-        rows.append(
-            {
-                "form": name,
-                "documents": len(examples),
-                "scores_full": full["scores"],
-                "scores": fast["scores"],
-                "mac_speedup": fast["exit_speedup"],
-                "wall_speedup": fast["wall_speedup"],
-                "words_per_second": fast["words_per_second"],
-            }
-        )
-        rows[-1]["mac_ratio"] = rows[-1]["mac_speedup"] / rows[0]["mac_speedup"]
-        rows[-1]["wall_ratio"] = rows[-1]["wall_speedup"] / rows[0]["wall_speedup"]
-    scores = list(rows[0]["scores"])
-    msg.divider(f"{pipeline}, {point}, {test}")
-    print_table(
-        [
-            (
-                row["form"],
-                f"{row['documents']:,}",
-                *(f"{100 * row['scores_full'][key]:.2f}" for key in scores),
-                *(f"{100 * row['scores'][key]:.2f}" for key in scores),
-                f"{row['mac_speedup']:.2f}x ({row['mac_ratio']:.2f})",
-                f"{row['wall_speedup']:.2f}x ({row['wall_ratio']:.2f})",
-                f"{row['words_per_second']:,.0f}",
-            )
-            for row in rows
-        ],
-        ["", "docs", *(f"{key}, full" for key in scores), *scores, "MACs", "wall-clock", "words/s"],
-        "l" + "r" * (4 + 2 * len(scores)),
+    """Train both regimes, and score and time them on test. What has figures is not made again."""
+    for seed in seeds.split(","):
+        for name in corpora.split(","):
+            if name not in CORPORA:
+                msg.fail(f"{name} is none of {', '.join(CORPORA)}", exits=1)
+            for regime, own in REGIMES.items():
+                path = rows / f"{name}-{regime}-{seed}.json"
+                if path.exists():
+                    msg.info(f"{path.name} is there")
+                    continue
+                msg.divider(path.stem)
+                common = {"vars.encoder": encoder, "vars.mirror": mirror, "vars.seed": seed}
+                common |= own | json.loads(settings)
+                pipeline = train(name, regime, seed, common)
+                write_json(path, measure(name, regime, pipeline, repeats))
+                write_json(output, {**header(torch.get_num_threads()), "rows": means(rows)})
+    print_rows(json.loads(output.read_text(encoding="utf8"))["rows"])
+
+
+def train(name: str, regime: str, seed: str, common: dict[str, Any]) -> Path:
+    """Both stages by the commands of project.yml, then points at 2x, 3x and 4x.
+
+    common (Dict): Overrides of `vars`.
+    RETURNS (Path): The calibrated pipeline.
+    """
+    steps = ["encoder"] if CORPORA[name].own else []
+    for step in [*steps, *(f"{name}-{part}" for part in ("corpus", "joint", "self-sampling"))]:
+        project_run(ROOT, step, overrides=common)
+    nlp = spacy.load(ROOT / "training" / name / "self_sampling" / "model-last")
+    dev = ROOT / "corpus" / name / "dev.spacy"
+    examples = read_examples(nlp, dev, gold_preproc=regime == "sentences")
+    calibrate(nlp, examples, SEARCH, progress=True)
+    path = ROOT / "training" / "documents" / f"{name}-{regime}-{seed}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nlp.to_disk(path)
+    return path
+
+
+def measure(name: str, regime: str, pipeline: Path, repeats: int) -> dict[str, Any]:
+    """Scores and speeds on test, in the regime that the pipeline was trained in.
+
+    RETURNS (Dict[str, Any]): rows, one per point, and where they were measured.
+    """
+    found = evaluate(
+        pipeline,
+        ROOT / "corpus" / name / "test.spacy",
+        gold_preproc=regime == "sentences",
+        repeats=repeats,
+        progress=True,
     )
-    if output is not None:
-        figures = {"pipeline": pipeline, "point": point, "test": test.name, "words": words}
-        write_json(output, {**header(torch.get_num_threads()), **figures, "rows": rows})
+    tag = CORPORA[name].tag
+    rows = [
+        {
+            "corpus": name,
+            "regime": regime,
+            "point": row["point"],
+            "ents_f": 100 * row["scores"]["ents_f"],
+            "tag_acc": 100 * row["scores"][tag] if tag else None,
+            "mac_speedup": row["exit_speedup"],
+            "wall_speedup": row["wall_speedup"],
+            "words_per_second": row["words_per_second"],
+        }
+        for row in found["rows"]
+    ]
+    return {"machine": found["machine"], "versions": found["versions"], "rows": rows}
+
+
+def means(folder: Path) -> list[dict[str, Any]]:
+    """RETURNS (List[Dict[str, Any]]): Rows with means over the seeds, and how many there are."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*.json")):
+        for row in json.loads(path.read_text(encoding="utf8"))["rows"]:
+            groups.setdefault((row["corpus"], row["regime"], row["point"]), []).append(row)
+    order = {name: i for i, name in enumerate([*CORPORA, *REGIMES])}
+    found = []
+    for corpus, regime, point in sorted(
+        groups, key=lambda key: (order[key[0]], key[2] != "full", key[2], -order[key[1]])
+    ):
+        own = groups[corpus, regime, point]
+        figures = {
+            key: fmean(row[key] for row in own) if own[0][key] is not None else None
+            for key in own[0]
+            if key not in ("corpus", "regime", "point")
+        }
+        found.append(
+            {"corpus": corpus, "regime": regime, "point": point, **figures, "seeds": len(own)}
+        )
+    return found
+
+
+COLUMNS = ("corpus", "point", "text", "F1", "tags", "MACs", "wall-clock", "words/s", "seeds")
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        row["corpus"],
+        row["point"],
+        row["regime"],
+        f"{row['ents_f']:.2f}",
+        "" if row["tag_acc"] is None else f"{row['tag_acc']:.2f}",
+        f"{row['mac_speedup']:.2f}x",
+        f"{row['wall_speedup']:.2f}x",
+        f"{row['words_per_second']:,.0f}",
+        str(row["seeds"]),
+    )
+
+
+def print_rows(rows: Sequence[dict[str, Any]]) -> None:
+    print_table([cells(row) for row in rows], COLUMNS, "lllrrrrrr")
+
+
+@app.command("table")
+def table_cli(
+    source: Annotated[Path, typer.Option("--json", help="What run wrote")] = RESULTS,
+    page: Annotated[Path | None, typer.Option(help="Replace the table in this file")] = None,
+) -> None:
+    """Print the table, and put it into a page."""
+    rows = json.loads(source.read_text(encoding="utf8"))["rows"]
+    print_rows(rows)
+    if page is not None:
+        table = [
+            [cell.replace("x", "×") if i > 4 else cell for i, cell in enumerate(cells(row))]
+            for row in rows
+        ]
+        replace_block(page, "documents", markdown_table(list(COLUMNS), table))
 
 
 @app.command("length")
@@ -112,11 +216,13 @@ def length_cli(
     nlp = spacy.load(pipeline)
     nlp.max_length = 10**8
     find_transformer(nlp).exit = point
-    words = [token.text for eg in Corpus(test, gold_preproc=True)(nlp) for token in eg.predicted]
+    docs = list(DocBin().from_disk(test).get_docs(nlp.vocab))
+    words = [token.text for doc in docs for token in doc]
     rows: list[dict[str, Any]] = []
     for length in (n for n in LENGTHS if n <= longest):
         own = (words * (length // len(words) + 1))[:length]
-        seconds = [_seconds(nlp, own) for _ in range(repeats + 1)][1:]
+        times = LENGTHS[-1] // length if length < longest else 1
+        seconds = [_seconds(nlp, own, min(times, 20)) for _ in range(repeats + 1)][1:]
         rows.append(
             {
                 "words": length,
@@ -124,18 +230,18 @@ def length_cli(
                 "peak_mb": peak_memory(),
             }
         )
-    base = next((r["microseconds_per_word"] for r in rows if r["words"] == 1_000), None)
+    base = rows[0]["microseconds_per_word"]
     print_table(
         [
             (
                 f"{row['words']:,}",
                 f"{row['microseconds_per_word']:,.0f}",
-                f"{row['microseconds_per_word'] / base:.2f}" if base else "",
+                f"{row['microseconds_per_word'] / base:.2f}",
                 f"{row['peak_mb']:,.0f}",
             )
             for row in rows
         ],
-        ["words", "µs per word", "to 1,000 words", "peak MB so far"],
+        ["words", "µs per word", f"to {LENGTHS[0]} words", "peak MB so far"],
         "rrrr",
     )
     if output is not None:
@@ -143,31 +249,71 @@ def length_cli(
         write_json(output, {**header(torch.get_num_threads()), **figures})
 
 
-def _seconds(nlp: Language, words: list[str]) -> float:
-    doc = Doc(nlp.vocab, words=words)
+def _seconds(nlp: Language, words: list[str], times: int) -> float:
+    """RETURNS (float): Seconds per document, one after the other."""
+    docs = [Doc(nlp.vocab, words=words) for _ in range(times)]
     start = time.perf_counter()
-    nlp(doc)
-    return time.perf_counter() - start
+    for doc in docs:
+        nlp(doc)
+    return (time.perf_counter() - start) / times
 
 
-def as_they_are(nlp: Language, test: Path, limit: int) -> list[Example]:
-    """The documents of the data, with its tokens and sentence boundaries."""
-    references = [eg.reference for eg in Corpus(test, limit=limit)(nlp)]
-    return [Example(bare_doc(gold), gold) for gold in references]
+@app.command("forms")
+def forms_cli(
+    pipeline: PipelinePath,
+    test: TestPath,
+    points: Annotated[str, typer.Option(help="Operating points, with commas")] = "full,2x,4x",
+    limit: Annotated[int, typer.Option(help="First documents only, 0 for all")] = 0,
+    output: Output = None,
+) -> None:
+    """The same raw text as whole documents, as groups of sentences and as sentences: the share of
+    entities that only one of the two has.
+    """
+    nlp = spacy.load(pipeline)
+    docs = list(DocBin().from_disk(test).get_docs(nlp.vocab))[: limit or None]
+    rows: list[dict[str, Any]] = []
+    for point in points.split(","):
+        with find_transformer(nlp).use(point):
+            whole = entities(nlp, docs, lambda doc: [(0, len(doc.text))])
+            groups = entities(nlp, docs, lambda doc: _cuts(doc, GROUP))
+            sentences = entities(nlp, docs, lambda doc: _cuts(doc, 1))
+        differ = {"groups": _differ(whole, groups), "sentences": _differ(whole, sentences)}
+        rows.append({"point": point, "entities": len(whole), **differ})
+    print_table(
+        [
+            (r["point"], f"{r['entities']:,}", f"{r['groups']:.1%}", f"{r['sentences']:.1%}")
+            for r in rows
+        ],
+        ["point", "entities", f"{GROUP} sentences", "sentences"],
+        "lrrr",
+    )
+    if output is not None:
+        figures = {"pipeline": pipeline, "test": test.name, "rows": rows}
+        write_json(output, {**header(torch.get_num_threads()), **figures})
 
 
-def join(sentences: Sequence[Example], words: int) -> list[Example]:
-    """Documents of about so many words, with the sentences' boundaries and gold."""
-    joined = []
-    parts = [eg.reference for eg in sentences]
-    for group in train_plain.by_words(range(len(parts)), parts, words):
-        gold = Doc.from_docs([parts[i] for i in group])
-        lengths = [len(parts[i]) for i in group]
-        starts = set(np.cumsum([0, *lengths[:-1]]).tolist())
-        for token in gold:
-            token.is_sent_start = token.i in starts
-        joined.append(Example(bare_doc(gold), gold))
-    return joined
+def _cuts(doc: Doc, group: int) -> list[tuple[int, int]]:
+    """RETURNS (List[Tuple[int, int]]): Characters of so many gold sentences at a time."""
+    sents = list(doc.sents)
+    parts = [sents[i : i + group] for i in range(0, len(sents), group)]
+    return [(part[0].start_char, part[-1].end_char) for part in parts]
+
+
+def entities(
+    nlp: Language, docs: Iterable[Doc], cut: Callable[[Doc], list[tuple[int, int]]]
+) -> set[tuple[int, int, int, str]]:
+    """RETURNS (Set): Document, first and last-plus-one character, and label of each entity."""
+    found = set()
+    pieces = [
+        (i, start, doc.text[start:end]) for i, doc in enumerate(docs) for start, end in cut(doc)
+    ]
+    for (i, start, _), doc in zip(pieces, nlp.pipe(text for *_, text in pieces), strict=True):
+        found |= {(i, start + e.start_char, start + e.end_char, e.label_) for e in doc.ents}
+    return found
+
+
+def _differ(one: set[Any], other: set[Any]) -> float:
+    return len(one ^ other) / max(len(one) + len(other), 1)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Turn a file of `word<TAB>IOB2 label` lines into spaCy's binary training format."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -41,25 +41,62 @@ def convert_iob_cli(
     input_path: Annotated[Path, typer.Argument(help="File of word<TAB>IOB2 label lines")],
     output_path: Annotated[Path, typer.Argument(help="The .spacy file to write")],
     lang: Annotated[str, typer.Option(help="Language code of the text")] = "en",
+    words: Annotated[
+        int, typer.Option(help="Join sentences to Docs of so many words; 0: one Doc each", min=0)
+    ] = 0,
 ) -> None:
-    """Convert IOB2 lines, with a blank line between sentences, to one Doc per sentence."""
+    """Convert IOB2 lines, with a blank line between sentences, to one Doc per sentence, or to
+    documents of neighbouring sentences.
+    """
     with fail_cleanly():
-        docs = convert_iob(input_path, output_path, lang)
+        docs = convert_iob(input_path, output_path, lang, words)
+        sents = sum(1 for doc in docs for _ in doc.sents)
+        kinds = f"{len(docs)} documents, {sents} sentences" if words else f"{sents} sentences"
         # Not msg.good, which folds at 80 characters.
         typer.echo(
-            f"{output_path}: {len(docs)} sentences, {sum(map(len, docs))} words, "
-            f"{describe_entities(docs)}"
+            f"{output_path}: {kinds}, {sum(map(len, docs))} words, {describe_entities(docs)}"
         )
 
 
-def convert_iob(input_path: Path, output_path: Path, lang: str = "en") -> list[Doc]:
-    """Write the sentences of `input_path` to `output_path` and return them."""
+def convert_iob(
+    input_path: Path, output_path: Path, lang: str = "en", max_words: int = 0
+) -> list[Doc]:
+    """Write the content of `input_path` to `output_path` and return it.
+
+    max_words (int): Sentences are joined to Docs of at most so many words; 0: a Doc for each.
+    """
     vocab = spacy.blank(lang).vocab
     docs = [make_doc(vocab, input_path, sent) for sent in read_sentences(input_path)]
     if not docs:
         raise CorpusError(input_path, 1, "no sentence in this file")
+    if max_words:
+        docs = list(join(docs, max_words))
     write_docs(output_path, docs)
     return docs
+
+
+def join(sents: Iterable[Doc], max_words: int) -> Iterator[Doc]:
+    """Documents of neighbouring sentences, with a space between them, of at most so many words
+    (or of one sentence that has more).
+    """
+    group: list[Doc] = []
+    for sent in sents:
+        if group and sum(map(len, group)) + len(sent) > max_words:
+            yield join_all(group)
+            group = []
+        group.append(sent)
+    if group:
+        yield join_all(group)
+
+
+def join_all(sents: list[Doc]) -> Doc:
+    return Doc(
+        sents[0].vocab,
+        words=[token.text for sent in sents for token in sent],
+        spaces=[bool(token.whitespace_) or token.i == len(s) - 1 for s in sents for token in s],
+        ents=[f"{t.ent_iob_}-{t.ent_type_}" if t.ent_type_ else "O" for s in sents for t in s],
+        sent_starts=[token.i == 0 for sent in sents for token in sent],
+    )
 
 
 def read_sentences(path: Path) -> Iterator[Sentence]:

@@ -83,6 +83,7 @@ def run_cli(
         for name in corpora.split(","):
             common = {"vars.encoder": encoder, "vars.mirror": mirror, "vars.seed": seed}
             common |= {"vars.mixed_precision": mixed_precision, "vars.gpu": gpu_id}
+            common |= {"vars.gold": "true", "vars.gold_flag": "--gold-preproc"}
             project_run(ROOT, f"{name}-corpus", overrides=common)
             if peers:
                 run_peers(name, settings, encoder, seed, mixed_precision == "true", results)

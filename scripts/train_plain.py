@@ -239,9 +239,17 @@ def say(line: str) -> None:
 
 
 def read_docs(path: Path, limit: int = 0) -> list[Doc]:
+    """Gold sentences as Docs of their own, as spaCy's gold_preproc makes them.
+
+    limit (int): First documents only, 0 for all.
+    """
     # A blank pipeline's vocab, since the language plays no part with gold tokens.
-    docs = list(DocBin().from_disk(path).get_docs(spacy.blank("xx").vocab))
-    return docs[: limit or None]
+    docs = list(DocBin().from_disk(path).get_docs(spacy.blank("xx").vocab))[: limit or None]
+    return [
+        part
+        for doc in docs
+        for part in ([s.as_doc() for s in doc.sents] if doc.has_annotation("SENT_START") else [doc])
+    ]
 
 
 def load_peer(

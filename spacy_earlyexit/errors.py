@@ -390,3 +390,12 @@ class Warnings:
         "'{source}' annotates labels for the task '{task}' of '{name}' that the pipeline does not "
         "know, and that count as wrong: {unknown}. It knows: {known}."
     )
+    W009 = (
+        "'{source}' comes with {here} tokens, but '{name}' was trained on {trained} tokens: scores "
+        "and speed-ups are not those that people get. Mend: {mend}, or train on such tokens."
+    )
+    W010 = (
+        "Half of the words of '{source}' are in units of {here:.0f} words or more, in the training "
+        "of '{name}' it was {trained:.0f}: its points may give other speed-ups and scores. Mend: "
+        "calibrate on text like this{mend}."
+    )

@@ -391,28 +391,47 @@ def test_comparisons_take_the_fastest_that_loses_little():
     assert [at_2x, "> 0", "+5.00"] in lines
 
 
+def test_rows_of_documents_are_means_over_seeds(tmp_path, capsys):
+    row = {"corpus": "ewt", "regime": "documents", "point": "full", "ents_f": 80.0, "tag_acc": 95.0}
+    row |= {"mac_speedup": 1.0, "wall_speedup": 1.0, "words_per_second": 100.0}
+    for seed, more in enumerate((0.0, 2.0)):
+        fast = {**row, "point": "2x", "regime": "sentences", "tag_acc": None}
+        rows = [fast, {**row, "ents_f": 80 + more}]
+        (tmp_path / f"ewt-{seed}.json").write_text(json.dumps({"rows": rows}))
+    full, fast = documents.means(tmp_path)
+    assert (full["point"], full["ents_f"], full["seeds"]) == ("full", 81.0, 2)
+    assert fast["tag_acc"] is None
+    (tmp_path / "all.json").write_text(json.dumps({"rows": [full, fast]}))
+    page = tmp_path / "page.md"
+    page.write_text("<!-- documents: begin -->\n<!-- documents: end -->\n")
+    documents.table_cli(tmp_path / "all.json", page)
+    line = "| ewt | full | documents | 81.00 | 95.00 | 1.00× | 1.00× | 100 | 2 |"
+    assert line in page.read_text()
+    assert all(len(line) <= 80 for line in capsys.readouterr().out.splitlines())
+
+
 @pytest.mark.slow
-def test_documents_are_joined_and_compared(pipeline, corpus, tmp_path, capsys):
-    nlp = spacy.blank("en")
-    examples = make_examples(nlp)
-    joined = documents.join(examples, 12)
-    assert [len(eg.reference) for eg in joined] == [10, 8, 12]
-    assert sum(len(eg.reference.ents) for eg in joined) == 8
-    assert all(len(list(eg.predicted.sents)) > 0 for eg in joined)
-    documents.speedup_cli(str(pipeline), corpus, "2x", 12, 1, 0, tmp_path / "speedup.json")
-    single, whole, by_sentence = json.loads((tmp_path / "speedup.json").read_text())["rows"]
-    assert single["mac_ratio"] == 1.0
-    assert whole["documents"] < single["documents"]
-    assert abs(by_sentence["mac_ratio"] - 1.0) < 1e-6, "the same units"
-    DocBin(docs=[eg.reference for eg in joined]).to_disk(tmp_path / "docs.spacy")
-    args = str(pipeline), tmp_path / "docs.spacy", "2x", 0, 1, 0, tmp_path / "own.json"
-    documents.speedup_cli(*args)
-    single, whole, _ = json.loads((tmp_path / "own.json").read_text())["rows"]
-    assert single["documents"] == len(examples) and whole["documents"] == len(joined)
-    documents.length_cli(str(pipeline), corpus, "2x", 1, 1_000, tmp_path / "length.json")
+def test_long_documents(pipeline, corpus, tmp_path, capsys):
+    documents.length_cli(str(pipeline), corpus, "2x", 1, 5_000, tmp_path / "length.json")
     rows = json.loads((tmp_path / "length.json").read_text())["rows"]
-    assert [row["words"] for row in rows] == [100, 1_000]
-    assert "to 1,000 words" in capsys.readouterr().out
+    assert [row["words"] for row in rows] == [500, 5_000]
+    assert "to 500 words" in capsys.readouterr().out
+
+
+def test_entities_of_the_same_text_cut_otherwise(pipeline, tmp_path):
+    nlp = spacy.load(pipeline)
+    doc = Doc.from_docs([eg.reference for eg in make_examples(nlp)])
+    lengths = [len(eg.reference) for eg in make_examples(nlp)]
+    starts = {sum(lengths[:i]) for i in range(len(lengths))}
+    for token in doc:
+        token.is_sent_start = token.i in starts
+    DocBin(docs=[doc]).to_disk(tmp_path / "docs.spacy")
+    documents.forms_cli(str(pipeline), tmp_path / "docs.spacy", "full,2x", 0, tmp_path / "f.json")
+    rows = json.loads((tmp_path / "f.json").read_text())["rows"]
+    assert [row["point"] for row in rows] == ["full", "2x"]
+    assert all(0 <= row["sentences"] <= 1 and row["entities"] for row in rows)
+    whole = documents.entities(nlp, [doc], lambda doc: [(0, len(doc.text))])
+    assert whole == documents.entities(nlp, [doc], lambda doc: documents._cuts(doc, 99))
 
 
 @pytest.mark.slow

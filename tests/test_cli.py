@@ -31,6 +31,7 @@ from spacy_earlyexit.pipeline.finding import find_transformer
 from spacy_earlyexit.pipeline.tasks import get_task
 
 CONFIG = ROOT / "configs" / "joint.cfg"
+UNITS = {"@span_getters": "spacy-earlyexit.text_units.v1", "length": 32, "longest": 128}
 POINT = {
     "exit": {"@misc": "spacy-earlyexit.TokenExit.v1", "threshold": 0.123456, "window": 2},
     "dev_score": 0.875,
@@ -81,7 +82,8 @@ def test_spacy_runs_info_as_json(pipeline, trained, encoder):
             "offramp_parameters": 4 * 5 * (3 * 32 + 1),  # layers, O and B- and I- of two types
             "trained_with": {name: module.settings[name] for name in TRAINED_WITH},
         },
-        "span_getter": {"@span_getters": "spacy-transformers.doc_spans.v1"},
+        "span_getter": UNITS,
+        "regime": {"tokens": "the pipeline's own", "unit_length": 7.0},
         "tasks": {"ner": {"labels": ["LOC", "PER"], "rules_exit": True}},
         "readers": [{"name": "ner", "factory": "earlyexit_ner", "tasks": ["ner"], "enabled": True}],
         "exit": {"name": "3x", "criterion": POINT["exit"]},
@@ -96,7 +98,9 @@ def test_info_tables(pipeline):
     for row in (
         "Family bert",
         "Layers 4",
-        "Span getter spacy-transformers.doc_spans.v1",
+        "Span getter text_units.v1(length=32, longest=128)",
+        "tokens the pipeline's own",
+        "words of a unit 7",
         "Exit 3x: TokenExit.v1(threshold=0.1235, window=2)",
         "Temperatures not fitted",
         "ner 2 yes LOC, PER",
@@ -273,7 +277,7 @@ def test_report(paths, corpora):
     for part in (
         "Pipeline built: transformer, ner",
         "whitespace tokens (not encoded) 1 (0.3%) 0 (0.0%)",
-        "units (spacy-transformers.doc_spans.v1) 62 8",
+        "units (text_units.v1(length=32, longest=128)) 62 8",
         "1 of 62 units are longer than the 62 pieces",
         "(the longest has 190 pieces)",
         r"'\u200b' (1)",
@@ -443,11 +447,12 @@ def test_span_getter_that_needs_sentences(paths):
     """An error, unless a component annotates while training."""
     getter = "components.transformer.model.get_spans.@span_getters"
     overrides = {**paths, getter: "spacy-transformers.sent_spans.v1"}
-    code, out = run_cli("debug-data", CONFIG, *cli_args(overrides))
+    config = ROOT / "configs" / "paper_joint.cfg"
+    code, out = run_cli("debug-data", config, *cli_args(overrides))
     assert code == 1
     assert "spacy-transformers.sent_spans.v1 can't be applied" in out and "LOC 50 5" in out
     overrides["training.annotating_components"] = '["senter"]'
-    code, out = run_cli("debug-data", CONFIG, *cli_args(overrides))
+    code, out = run_cli("debug-data", config, *cli_args(overrides))
     assert code == 0
     assert "Units not checked" in out and "(senter)" in out
 

@@ -161,6 +161,23 @@ def test_cli(tmp_path: Path) -> None:
     assert len(read(output)) == 3
 
 
+def test_sentences_joined_to_documents(tmp_path: Path) -> None:
+    output = tmp_path / "out.spacy"
+    args = [str(write(tmp_path, SMALL)), str(output), "--words", "8"]
+    result = CliRunner().invoke(script.app, args)
+    assert result.output.strip().startswith(f"{output}: 2 documents, 3 sentences, 11 words")
+    docs = read(output)
+    assert [doc.text.strip() for doc in docs] == ["Anna's in New York. Nothing here", "Bob Ann art"]
+    assert [[sent.text for sent in doc.sents] for doc in docs] == [
+        ["Anna's in New York.", "Nothing here"],
+        ["Bob Ann art"],
+    ]
+    sentences = [ent.label_ for doc in convert(tmp_path, SMALL) for ent in doc.ents]
+    assert [ent.label_ for doc in docs for ent in doc.ents] == sentences
+    script.convert_iob(tmp_path / "in.iob", output, max_words=1)
+    assert len(read(output)) == 3  # a sentence is never cut
+
+
 @pytest.mark.parametrize(
     ("content", "options", "problem"),
     [

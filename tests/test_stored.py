@@ -79,7 +79,7 @@ def test_settings_that_the_weights_depend_on_cannot_be_overridden(path, setting,
 
 def test_nor_can_span_getter_and_tasks(path):
     getter = {"@span_getters": "spacy-transformers.sent_spans.v1"}
-    with pytest.raises(ValueError, match=r"`model.get_spans` .*sent_spans.*doc_spans"):
+    with pytest.raises(ValueError, match=r"`model.get_spans` .*sent_spans.*text_units"):
         spacy.load(path, config={"components": {"transformer": {"model": {"get_spans": getter}}}})
     with pytest.raises(ValueError, match=r"`tasks` .*\[\"pos\"\].*\[\"ner\"\]"):
         spacy.load(path, config={"components": {"transformer": {"tasks": ["pos"]}}})

@@ -13,7 +13,7 @@ from spacy.training import Example
 from tqdm import tqdm
 
 from ..errors import Errors
-from ..evaluation.gold import check_gold
+from ..evaluation.gold import check_gold, check_regime
 from ..evaluation.statistics import standard_error
 from ..model.criteria import SCHEDULES, ExitCriterion, SentenceExit, TokenExit
 from ..pipeline.exit_setting import FULL_DEPTH
@@ -227,6 +227,7 @@ def find_points(
             Errors.E018.format(setting="task_temperatures", expected=expected, value=value)
         )
     check_gold(transformer, examples, source)
+    check_regime(transformer, examples, source)
     probe = Probe(transformer, examples, hits=True)
     shown = None if progress else True  # None: not in a log file
     with tqdm(total=1, desc="full depth", unit="target", disable=shown, leave=False) as bar:

@@ -60,8 +60,8 @@ def describe(nlp: Any) -> dict[str, Any]:
 
     nlp (Language): The pipeline.
     RETURNS (Dict[str, Any]): component, enabled, components (of the whole pipeline), encoder (None
-        without weights), span_getter, tasks, readers, exit, points and temperatures, all ready for
-        JSON.
+        without weights), span_getter, regime (None where it is not known), tasks, readers, exit,
+        points and temperatures, all ready for JSON.
     """
     from ..pipeline.finding import find_transformer
 
@@ -88,6 +88,7 @@ def describe(nlp: Any) -> dict[str, Any]:
         "components": nlp.component_names,
         "encoder": _encoder(transformer),
         "span_getter": config.get("model", {}).get("get_spans"),
+        "regime": transformer.regime,
         "tasks": {
             task: {
                 "labels": list(transformer.label_data.get(task, [])),
@@ -173,7 +174,7 @@ def print_info(data: dict[str, Any]) -> None:
 
     if encoder is not None:
         msg.divider("Trained with")
-        print_table(list(encoder["trained_with"].items()), aligns="ll")
+        print_table([*format_regime(data["regime"]), *encoder["trained_with"].items()], aligns="ll")
 
     msg.divider("Tasks")
     tasks = [
@@ -216,6 +217,16 @@ def print_info(data: dict[str, Any]) -> None:
         print_table(points, header, "lrrrl")
     else:
         msg.text("None: find some with `python -m spacy earlyexit calibrate`.")
+
+
+def format_regime(regime: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """What a pipeline was trained on, as rows.
+
+    regime (Optional[Dict[str, Any]]): As Sample.describe returns it.
+    """
+    if regime is None:
+        return []
+    return [("tokens", regime["tokens"]), ("words of a unit", f"{regime['unit_length']:.0f}")]
 
 
 def format_exit(data: dict[str, Any]) -> str:

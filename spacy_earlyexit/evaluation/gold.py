@@ -1,4 +1,6 @@
-"""Whether data say anything about a pipeline: gold for its components, with labels it knows."""
+"""Whether data say anything about a pipeline: gold for its components, with labels it knows; text
+like that of training.
+"""
 
 import warnings
 from collections.abc import Sequence
@@ -8,6 +10,10 @@ from typing import TYPE_CHECKING
 from spacy.training import Example
 
 from ..errors import Errors, Warnings
+from ..model.architecture import pieces_of
+from ..model.text_units import TextUnits
+from ..pipeline.finding import fresh_docs
+from ..pipeline.regime import MOST, Sample, warn_of_regime
 from ..pipeline.tasks import find_task, is_bio
 
 if TYPE_CHECKING:
@@ -51,6 +57,26 @@ def check_gold(
                     raise ValueError(Errors.E080.format(**settings))
                 warnings.warn(Warnings.W008.format(**settings), stacklevel=3)
     return found
+
+
+def check_regime(
+    transformer: "EarlyExitTransformer", examples: Sequence[Example], source: str | Path
+) -> None:
+    """Warn where tokens are not of the kind that a transformer was trained on, or units much longer
+    or shorter.
+
+    transformer (EarlyExitTransformer): In its pipeline.
+    examples (Sequence[Example]): Their predicted Docs give the tokens.
+    source (Union[str, Path]): Where they come from, for messages.
+    """
+    trained = transformer.regime
+    if trained is not None:
+        first = examples[:MOST]
+        pieces = pieces_of(transformer.model, fresh_docs(transformer, first))
+        sample = Sample()
+        sample.add(transformer.nlp, [eg.predicted for eg in first], pieces)
+        cuts = isinstance(transformer.model.layers[0].attrs["get_spans"], TextUnits)
+        warn_of_regime(transformer.name, trained, sample.describe(), str(source), cuts)
 
 
 def _named(labels: Sequence[str]) -> str:

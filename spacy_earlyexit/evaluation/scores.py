@@ -21,7 +21,7 @@ from ..errors import Errors
 from ..pipeline.extensions import exit_layers, exit_stats
 from ..pipeline.finding import bare_doc, find_transformer, segmenters
 from ..pipeline.tasks import get_task, is_bio
-from .gold import check_gold
+from .gold import check_gold, check_regime
 from .statistics import count_hits, paired_losses
 
 if TYPE_CHECKING:
@@ -255,6 +255,7 @@ def evaluate(
     source = test.name if isinstance(test, Path) else "examples"
     examples = _read(nlp, test, gold_preproc=gold_preproc, limit=limit)
     _check_gold(nlp, transformer, examples, source)
+    check_regime(transformer, examples, source)
     rows = measure_points(
         nlp, transformer, examples, {n: n for n in names}, repeats=repeats, progress=progress
     )

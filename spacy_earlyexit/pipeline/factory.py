@@ -43,7 +43,9 @@ catch_up = 0
 mixed_precision = false
 
 [transformer.model.get_spans]
-@span_getters = "spacy-transformers.doc_spans.v1"
+@span_getters = "spacy-earlyexit.text_units.v1"
+length = 32
+longest = 128
 
 [transformer.scorer]
 @scorers = "spacy-earlyexit.exit_scorer.v1"

@@ -16,6 +16,7 @@ from ..about import __title__, __version__
 from ..errors import Errors
 from ..model.architecture import module_of
 from .meta import KEY
+from .regime import is_regime
 from .tasks import find_task
 
 # A table of the vocab: it is what spaCy writes last, so that an id in it says that all is there.
@@ -44,6 +45,10 @@ def read_cfg(data: bytes, source: str) -> dict[str, Any]:
         if not isinstance(cfg.get(key), kind):
             problem = f"`{key}` is missing" if key not in cfg else f"`{key}` is no {kind.__name__}"
             raise ValueError(Errors.E062.format(source=source, problem=problem))
+    regime = cfg.get("regime")
+    if regime is not None and not is_regime(regime):
+        problem = "`regime` is not what training stores"
+        raise ValueError(Errors.E062.format(source=source, problem=problem))
     return cfg
 
 

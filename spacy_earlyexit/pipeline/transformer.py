@@ -43,6 +43,7 @@ from .forks import one_thread_in_forks
 from .gradients import PendingGradient, Steps
 from .links import STOCK_TASKS, Links
 from .meta import write_meta
+from .regime import Sample
 from .stage1 import load_stage1, take_over
 from .stored import (
     check_labels,
@@ -104,6 +105,7 @@ class EarlyExitTransformer(TrainablePipe):
             "auxiliary": [],
             "points": {},
             "exit": None,
+            "regime": None,
             "id": uuid.uuid4().hex,
         }
         self._saved = False
@@ -505,6 +507,7 @@ class EarlyExitTransformer(TrainablePipe):
         criterion = None if self.tasks else self.criterion
         run = Run(criterion=criterion, sampler=self.self_sampling, states=bool(listening))
         output, backprop = self.model.begin_update(Request(docs, run))
+        self.seen.add(self.links.nlp, docs, output.pieces)
         loss, d_scores = self._loss_of(examples, output)
         losses[self.name] += loss
         pending = PendingGradient(self.name, docs, backprop, d_scores)
@@ -551,6 +554,7 @@ class EarlyExitTransformer(TrainablePipe):
     def _forget_training(self) -> None:
         """New weights: nothing of an earlier training goes on."""
         self.trained = False
+        self.seen = Sample()
         self.steps.forget()
         if self.self_sampling is not None:
             self.self_sampling.reset()
@@ -739,6 +743,7 @@ class EarlyExitTransformer(TrainablePipe):
 
     def _before_saving(self) -> None:
         self.steps.make()
+        self.cfg["regime"] = self.regime
         self.cfg["exit"] = self.setting.stored
         self._remember_block()
         self._saved = True
@@ -802,6 +807,13 @@ class EarlyExitTransformer(TrainablePipe):
             components: list[tuple[str, Any]] = nlp._components
             transformers = {n: p for n, p in components if isinstance(p, EarlyExitTransformer)}
             write_meta(nlp, {n: p.about for n, p in transformers.items() if p.label_data})
+
+    @property
+    def regime(self) -> dict[str, Any] | None:
+        """RETURNS (Optional[Dict[str, Any]]): What it was trained on, see regime.Sample.describe;
+        None if that is not known.
+        """
+        return self.seen.describe() if self.seen.docs else self.cfg["regime"]
 
     @property
     def about(self) -> dict[str, Any]:
