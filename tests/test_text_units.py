@@ -4,7 +4,7 @@ import pytest
 import spacy
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spacy.tokens import Doc, DocBin
+from spacy.tokens import Doc, DocBin, Token
 from spacy.training import Example
 from spacy.util import registry
 
@@ -143,6 +143,39 @@ def test_no_cut_inside_of_a_gold_entity_or_token():
     assert [ent.text for ent in part.reference.ents] == ["Yahoo! Inc"]
     eg = example("Ask Yahoo! Inc now.", ["Ask", "Yahoo! Inc", "now", "."], ["O"] * 4)
     assert len(list(cut_example(eg, make_text_units(3, 6)))) == 1
+
+
+def test_custom_attributes_go_with_their_tokens():
+    Token.set_extension("unit_test_lang", default=None, force=True)
+    words = ["Ann", "came", ".", "Bob", "left", "."]
+    eg = example("Ann came. Bob left.", words, ["O"] * 6)
+    for token in eg.reference:
+        token._.unit_test_lang = f"{token.i}"
+    parts = list(cut_example(eg, make_text_units(3, 6)))
+    found = [[token._.unit_test_lang for token in part.reference] for part in parts]
+    assert found == [["0", "1", "2"], ["3", "4", "5"]]
+    Token.remove_extension("unit_test_lang")
+
+
+def test_what_is_said_of_the_whole_document_keeps_it_whole():
+    words = ["Ann", "came", ".", "Bob", "left", "."]
+    for kind in ("cats", "spans"):
+        eg = example("Ann came. Bob left.", words, ["O"] * 6)
+        if kind == "cats":
+            eg.reference.cats = {"good": 1.0}
+        else:
+            eg.reference.spans["sc"] = [eg.reference[0:1]]
+        assert list(cut_example(eg, make_text_units(3, 6))) == [eg]
+
+
+def test_a_parse_keeps_its_sentences():
+    words = ["He", "said", ".", "No", "more", ".", "Bob", "left", "."]
+    gold = Doc(NLP.vocab, words=words, heads=[1, 1, 1, 1, 1, 1, 7, 7, 7], deps=["dep"] * 9)
+    assert len(list(gold.sents)) == 2
+    eg = Example(NLP.make_doc(gold.text), gold)
+    parts = list(cut_example(eg, make_text_units(3, 6)))
+    assert [len(part.reference) for part in parts] == [6, 3]
+    assert all(token.head.i >= 0 for part in parts for token in part.reference)
 
 
 def test_a_getter_that_needs_more_than_tokens_cuts_later():

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 
 from spacy.language import Language
+from spacy.tokens import Doc
 from spacy.training import Example
 from spacy.training.corpus import create_docbin_reader
 
@@ -46,7 +47,8 @@ def read_units(reader: Reader, nlp: Language) -> Iterator[Example]:
 
 
 def cut_example(example: Example, get_spans: SpanGetter) -> Iterator[Example]:
-    """The units of one document as examples, in the order of the text.
+    """The units of one document as examples, in the order of the text. What is said of the whole
+    document (`doc.cats`, `doc.spans`) keeps it whole; a parse keeps its sentences.
 
     example (Example): Predicted and gold Doc, of the same text.
     get_spans (SpanGetter): Cuts the predicted Doc.
@@ -56,19 +58,25 @@ def cut_example(example: Example, get_spans: SpanGetter) -> Iterator[Example]:
     try:
         (spans,) = get_spans([predicted])
     except ValueError:  # it needs what a component in front will annotate; else that one fails, too
+        spans = []
+    if len(spans) < 2 or gold.cats or gold.spans or predicted.text != gold.text:
         yield example
         return
-    cuts = [span.end for span in spans[:-1]] if predicted.text == gold.text else []
-    starts = {token.idx: token.i for token in gold}
-    inside = {token.idx for token in gold if token.ent_iob == 1}  # of an entity, behind its first
+    parsed = gold.has_annotation("DEP")
+    # where the gold can be cut: in front of a token that goes on with nothing
+    starts = {
+        token.idx: token.i
+        for token in gold
+        if token.ent_iob != 1 and (token.is_sent_start or not parsed)
+    }
     at, at_gold = 0, 0
-    for cut in [*cuts, len(predicted)]:
-        cut_gold = len(gold)
-        if cut < len(predicted):
-            place = predicted[cut].idx
-            if place not in starts or place in inside:
-                continue
-            cut_gold = starts[place]
+    for cut in [*(span.end for span in spans[:-1]), len(predicted)]:
+        ends = cut == len(predicted)
+        cut_gold = len(gold) if ends else starts.get(predicted[cut].idx, 0)
         if cut > at and cut_gold > at_gold:
-            yield Example(predicted[at:cut].as_doc(), gold[at_gold:cut_gold].as_doc())
-        at, at_gold = cut, cut_gold
+            yield Example(_part(predicted, at, cut), _part(gold, at_gold, cut_gold))
+            at, at_gold = cut, cut_gold
+
+
+def _part(doc: Doc, start: int, end: int) -> Doc:
+    return doc[start:end].as_doc(copy_user_data=bool(doc.user_data))
