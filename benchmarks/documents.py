@@ -191,9 +191,11 @@ def print_rows(rows: Sequence[dict[str, Any]]) -> None:
 def table_cli(
     source: Annotated[Path, typer.Option("--json", help="What run wrote")] = RESULTS,
     page: Annotated[Path | None, typer.Option(help="Replace the table in this file")] = None,
+    corpora: Annotated[str, typer.Option(help="Names, with commas")] = ",".join(CORPORA),
 ) -> None:
     """Print the table, and put it into a page."""
     rows = json.loads(source.read_text(encoding="utf8"))["rows"]
+    rows = [row for row in rows if row["corpus"] in corpora.split(",")]
     print_rows(rows)
     if page is not None:
         table = [

@@ -47,6 +47,12 @@ def test_where_sentences_end(text, expected):
     assert sentences(text) == expected
 
 
+@pytest.mark.parametrize("text", ["By J. S. Bach", "Am 3. Oktober", "1. First"])
+def test_no_end_behind_an_initial_or_a_short_number(text):
+    """By a tokenizer that does not know them."""
+    assert sentences(text, "xx") == [text]
+
+
 def test_where_sentences_end_without_spaces_or_capitals():
     assert sentences("他走了。她来了！真的吗？", "zh") == ["他走了。", "她来了！", "真的吗？"]
 

@@ -3,15 +3,27 @@
 A unit is encoded as a whole. Of a whole document, attention would see much that no word needs, and
 a sentence alone lacks what stands around it; so neighbouring sentences are joined up to a length.
 Where sentences end is taken from the Doc if a component has set it. Else a rule finds it: behind
-sentence-final punctuation, if what follows is not in lower case, and at blank lines. A cut that
-this rule gets wrong costs a word some context, but no entity: components decode over whole Docs.
+sentence-final punctuation, if what follows is not in lower case, but not behind an initial or a
+short number; and at blank lines. A cut in the wrong place costs a word some context, but no entity:
+components decode over whole Docs.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from spacy.attrs import IS_LOWER, IS_PUNCT, IS_SPACE, IS_TITLE, IS_UPPER, ORTH, SENT_START, SPACY
+from spacy.attrs import (
+    IS_DIGIT,
+    IS_LOWER,
+    IS_PUNCT,
+    IS_SPACE,
+    IS_TITLE,
+    IS_UPPER,
+    LENGTH,
+    ORTH,
+    SENT_START,
+    SPACY,
+)
 from spacy.tokens import Doc, Span
 
 from ..errors import Errors
@@ -106,12 +118,16 @@ def find_starts(doc: Doc) -> tuple[np.ndarray, np.ndarray]:
         good it is to cut in front of each token, shape (n_tokens,): 3 at the end of a line, 2
         behind a pause, 1 where no name can go on, 0 elsewhere.
     """
-    flags = [SPACY, IS_SPACE, IS_PUNCT, IS_LOWER, IS_TITLE, IS_UPPER]
-    array = doc.to_array([ORTH, SENT_START, *flags])
-    spaced, space, punct, lower, title, upper = array[:, 2:].astype(bool).T
+    flags = [SPACY, IS_SPACE, IS_PUNCT, IS_LOWER, IS_TITLE, IS_UPPER, IS_DIGIT]
+    array = doc.to_array([ORTH, SENT_START, LENGTH, *flags])
+    spaced, space, punct, lower, title, upper, digit = array[:, 3:].astype(bool).T
     kinds = _kinds(doc, array[:, 0], space | punct)
     kinds[(kinds == _CLOSER) & np.append(True, spaced[:-1])] = _WORD  # a quote that opens
     capital = (title | upper) & ~punct
+    # "J. Bach", "3. Oktober", "1. First": more often no end than one
+    short = (capital & (array[:, 2] == 1)) | (digit & (array[:, 2] <= 2))
+    glued = np.append(False, short[:-1] & ~spaced[:-1])
+    kinds[(array[:, 0] == doc.vocab.strings["."]) & glued] = _WORD
     # what stands in front of each token, white space aside
     before = np.maximum.accumulate(np.where(space, 0, np.arange(len(kinds))))
     before = np.append(0, before[:-1])

@@ -8,6 +8,7 @@ from typing import Any
 import srsly
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import InvalidVersion, Version
+from spacy.language import Language
 from spacy.strings import get_string_id
 from spacy.vocab import Vocab
 from thinc.api import Config, Model
@@ -15,6 +16,7 @@ from thinc.api import Config, Model
 from ..about import __title__, __version__
 from ..errors import Errors
 from ..model.architecture import module_of
+from ..model.engine import MultiExitModule
 from .meta import KEY
 from .regime import is_regime
 from .tasks import find_task
@@ -121,6 +123,50 @@ def check_setting(name: str, setting: str, here: Any, stored: Any, source: str) 
                 source=source,
             )
         )
+
+
+def check_stored(
+    name: str,
+    model: Model,
+    labels: Mapping[str, Sequence[str]],
+    tasks: Sequence[str] | None,
+    block: Mapping[str, Any] | None,
+    source: str,
+) -> None:
+    """Compare what was loaded with what the weights were trained with.
+
+    name (str): The transformer's.
+    labels (Mapping[str, Sequence[str]]): By task, as they were stored.
+    tasks (Optional[Sequence[str]]): Those of the config; None if it names none.
+    block (Optional[Mapping[str, Any]]): See model_block.
+    source (str): Where all comes from, for messages.
+    RAISES (ValueError): If something differs.
+    """
+    check_labels(model, labels, source)
+    if tasks is not None:
+        check_setting(name, "tasks", tasks, list(labels), source)
+    stored = module_of(model).settings
+    if block is not None and "get_spans" in stored:
+        check_setting(name, "model.get_spans", block.get("get_spans"), stored["get_spans"], source)
+
+
+def model_block(nlp: Language | None, name: str) -> dict[str, Any] | None:
+    """RETURNS (Optional[Dict[str, Any]]): The block of a transformer's model in the config of its
+    pipeline, if that is known.
+    """
+    if nlp is None or name not in nlp._pipe_configs:
+        return None
+    return nlp.config.interpolate()["components"][name].get("model", {})
+
+
+def remember_block(module: MultiExitModule | None, block: Mapping[str, Any] | None) -> None:
+    """Keep the span getter with the weights: it says what units they were trained on.
+
+    module (Optional[MultiExitModule]): The weights, if there are any.
+    block (Optional[Mapping[str, Any]]): See model_block.
+    """
+    if module is not None and block is not None and "get_spans" in block:
+        module.settings["get_spans"] = block["get_spans"]
 
 
 def check_pipeline(folder: Path, name: str, lang: str | None, own_id: str | None) -> None:

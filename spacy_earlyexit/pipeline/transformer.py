@@ -46,12 +46,13 @@ from .meta import write_meta
 from .regime import Sample
 from .stage1 import load_stage1, take_over
 from .stored import (
-    check_labels,
     check_pipeline,
-    check_setting,
+    check_stored,
     exit_in_file,
+    model_block,
     read_cfg,
     read_model,
+    remember_block,
     store_id,
     write_cfg,
 )
@@ -626,7 +627,7 @@ class EarlyExitTransformer(TrainablePipe):
             classes = {task: get_task(task).classes(own) for task, own in self.label_data.items()}
             set_classes(self.model, classes)
             self.model.initialize()
-        self._remember_block()
+        remember_block(self._shim.module, model_block(self.links.nlp, self.name))
         self._shim.warn_if_slow(self.name)
         if nlp is not None:
             _warn_of_rate(nlp.config.get("training", {}))
@@ -745,7 +746,7 @@ class EarlyExitTransformer(TrainablePipe):
         self.steps.make()
         self.cfg["regime"] = self.regime
         self.cfg["exit"] = self.setting.stored
-        self._remember_block()
+        remember_block(self._shim.module, model_block(self.links.nlp, self.name))
         self._saved = True
 
     def _loaded(self, source: str, in_file: str | None = None) -> "EarlyExitTransformer":
@@ -759,7 +760,8 @@ class EarlyExitTransformer(TrainablePipe):
         self.cfg.setdefault("id", uuid.uuid4().hex)
         self.setting.load(self.cfg["exit"], in_file)
         if self._shim.module is not None:
-            self._check_stored(source)
+            tasks, block = self._configured_tasks, model_block(self.links.nlp, self.name)
+            check_stored(self.name, self.model, self.label_data, tasks, block, source)
             self.resolve(self.exit)  # a wrong setting fails here, not at the first text
             for point in self.points:
                 self.resolve(point)
@@ -767,30 +769,6 @@ class EarlyExitTransformer(TrainablePipe):
         self._saved = True
         self._show_exit()
         return self
-
-    def _check_stored(self, source: str) -> None:
-        check_labels(self.model, self.label_data, source)
-        if self._configured_tasks is not None:
-            here, stored = self._configured_tasks, list(self.label_data)
-            check_setting(self.name, "tasks", here, stored, source)
-        module = module_of(self.model)
-        block = self._block()
-        if block is not None and "get_spans" in module.settings:
-            stored = module.settings["get_spans"]
-            check_setting(self.name, "model.get_spans", block.get("get_spans"), stored, source)
-
-    def _block(self) -> dict[str, Any] | None:
-        """The model's block in the config, if the pipeline is known."""
-        nlp = self.links.nlp
-        if nlp is None or self.name not in nlp._pipe_configs:
-            return None
-        return nlp.config.interpolate()["components"][self.name].get("model", {})
-
-    def _remember_block(self) -> None:
-        """Keep the span getter with the weights: it says what units they were trained on."""
-        block = self._block()
-        if block is not None and self._shim.module is not None and "get_spans" in block:
-            self._shim.module.settings["get_spans"] = block["get_spans"]
 
     def _changed(self) -> None:
         """What would be saved is not what was saved last: it gets another id, and the pipelines'
