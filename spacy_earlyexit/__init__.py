@@ -11,6 +11,7 @@ from .about import __version__
 
 if TYPE_CHECKING:
     from .calibration.search import Search, calibrate
+    from .conversion.accelerate import accelerate
     from .conversion.convert import convert
     from .evaluation.scores import evaluate
     from .model.criteria import FixedExit, SentenceExit, TokenExit
@@ -31,6 +32,7 @@ _HOMES = {
     "visuals.html": ("depth_html",),
     "evaluation.scores": ("evaluate",),
     "calibration.search": ("Search", "calibrate"),
+    "conversion.accelerate": ("accelerate",),
     "conversion.convert": ("convert",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -44,6 +46,7 @@ __all__ = [
     "TokenExit",
     "TokenExtensionTask",
     "__version__",
+    "accelerate",
     "aligned",
     "calibrate",
     "convert",

@@ -354,6 +354,11 @@ class Errors:
         "There is no GPU for --gpu-id {gpu_id}: PyTorch or CuPy without CUDA, or no device. Leave "
         "--gpu-id out to run on the CPU."
     )
+    E090 = (
+        "There is nothing to accelerate: the pipeline has no transformer of spacy-transformers, "
+        "only {components}. A pipeline with an earlyexit_transformer is fast already."
+    )
+    E091 = "'{path}' holds something else than a JSON object with a \"text\" per line."
 
 
 class Warnings:

@@ -80,6 +80,7 @@ def test_spacy_runs_info_as_json(pipeline, trained, encoder):
             "positions": 64,
             "parameters": sum(p.numel() for p in module.encoder.parameters()),
             "offramp_parameters": 4 * 5 * (3 * 32 + 1),  # layers, O and B- and I- of two types
+            "pieces": "tokens",
             "trained_with": {name: module.settings[name] for name in TRAINED_WITH},
         },
         "span_getter": UNITS,

@@ -149,7 +149,7 @@ def assert_like(nlp, original):
 @pytest.fixture
 def swapped(stock, corpora, tmp_path):
     nlp = spacy.load(stock)
-    swap(nlp, "transformer", read(corpora / "train.spacy", nlp.vocab), [1.5], tmp_path / "encoder")
+    swap(nlp, "transformer", read(corpora / "train.spacy", nlp.vocab), [1.5])
     return nlp
 
 
@@ -167,7 +167,7 @@ def test_another_family_gives_the_same_rows(corpora, tmp_path):
     make_stock(str(tmp_path / "hf"), factories=("tagger",), steps=1).to_disk(tmp_path / "stock")
     original, nlp = spacy.load(tmp_path / "stock"), spacy.load(tmp_path / "stock")
     docs = read(corpora / "train.spacy", nlp.vocab)
-    swap(nlp, find_stock(nlp), docs, [1.5], tmp_path / "encoder")
+    swap(nlp, find_stock(nlp), docs, [1.5])
     texts = [doc.text for doc in make_docs(nlp.vocab)]
     for own, theirs in zip(nlp.pipe(texts), original.pipe(texts), strict=True):
         rows, expected = (doc._.trf_data.model_output.last_hidden_state for doc in (own, theirs))

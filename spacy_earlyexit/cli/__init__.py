@@ -8,6 +8,7 @@ imported here: the commands' modules import the rest of the package inside their
 import typer
 from spacy.cli._util import app as spacy_app
 
+from .accelerate import accelerate_cli
 from .benchmark import benchmark_cli
 from .calibrate import calibrate_cli
 from .convert import convert_cli
@@ -22,6 +23,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("info")(info_cli)
+app.command("accelerate")(accelerate_cli)
 app.command("convert")(convert_cli)
 app.command("calibrate")(calibrate_cli)
 app.command("evaluate")(evaluate_cli)

@@ -120,6 +120,7 @@ def _encoder(transformer: "EarlyExitTransformer") -> dict[str, Any] | None:
         "positions": config.n_positions,
         "parameters": sum(p.numel() for p in module.encoder.parameters()),
         "offramp_parameters": sum(p.numel() for p in module.offramps.parameters()),
+        "pieces": module.settings.get("pieces", "tokens"),
         "trained_with": {name: module.settings[name] for name in TRAINED_WITH},
     }
 
@@ -172,7 +173,8 @@ def print_info(data: dict[str, Any]) -> None:
     if not data["enabled"]:
         msg.warn(f"'{printable(data['component'])}' is disabled")
 
-    if encoder is not None:
+    accelerated = encoder is not None and encoder["pieces"] == "spans"
+    if encoder is not None and not accelerated:
         msg.divider("Trained with")
         print_table([*format_regime(data["regime"]), *encoder["trained_with"].items()], aligns="ll")
 
@@ -183,6 +185,8 @@ def print_info(data: dict[str, Any]) -> None:
     ]
     if tasks:
         print_table(tasks, ("task", "labels", "rules exit", ""), "lrll")
+    elif accelerated:
+        msg.text("None: it was accelerated, and runs at full depth for what listens to it.")
     else:
         msg.text("None yet: they are known after training.")
 
@@ -201,7 +205,8 @@ def print_info(data: dict[str, Any]) -> None:
     else:
         msg.warn("No component reads the exits")
 
-    msg.divider("Operating points")
+    if not accelerated:
+        msg.divider("Operating points")
     points = [
         (
             f"{name} (in force)" if name == data["exit"]["name"] else name,
@@ -215,7 +220,7 @@ def print_info(data: dict[str, Any]) -> None:
     if points:
         header = ("point", "dev score", "MAC speed-up", "mean depth", "criterion")
         print_table(points, header, "lrrrl")
-    else:
+    elif not accelerated:
         msg.text("None: find some with `python -m spacy earlyexit calibrate`.")
 
 

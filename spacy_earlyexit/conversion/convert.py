@@ -26,12 +26,12 @@ from ..calibration.measuring import Probe, Sweep, Unreachable, find_threshold
 from ..errors import Errors
 from ..evaluation.scores import component_scores, depth_scores
 from ..files import beside, check_output, put
-from ..model.architecture import module_of, settings_of
+from ..model.architecture import module_of
 from ..model.criteria import TokenExit
-from ..model.encoders import FAMILIES, SUPPORTED
 from ..pipeline.exit_setting import FULL_DEPTH
 from ..pipeline.finding import find_transformer
 from ..pipeline.transformer import EarlyExitTransformer
+from .accelerate import check_family, loaded_objects, replace_stock
 from .own_labels import prepare, read, tokens_of
 
 LABELS = ("fill", "gold", "own")
@@ -119,7 +119,7 @@ def convert(
         fix_random_seed(seed)
         nlp = spacy.load(pipeline)
         source_config = sections(nlp)
-        swap(nlp, name, read(folder / "train.spacy", nlp.vocab), speedups, folder / "encoder")
+        swap(nlp, name, read(folder / "train.spacy", nlp.vocab), speedups)
 
         settings: dict[str, Any] = {
             "folder": folder,
@@ -202,14 +202,7 @@ def find_stock(nlp: Language) -> str:
                 name=name, components=components, copies=", ".join(copies) or "none of them"
             )
         )
-    model: Any = transformer.model
-    family = model.transformer.config.model_type
-    if family not in FAMILIES:
-        raise ValueError(
-            Errors.E034.format(
-                name=name, encoder=model.attrs["name"], family=family, supported=SUPPORTED
-            )
-        )
+    check_family(name, transformer.model)
     return name
 
 
@@ -228,7 +221,7 @@ def sections(nlp: Language) -> dict[str, Any]:
 
 
 def swap(
-    nlp: Language, name: str, docs: Sequence[Doc], speedups: Sequence[float], folder: Path
+    nlp: Language, name: str, docs: Sequence[Doc], speedups: Sequence[float]
 ) -> EarlyExitTransformer:
     """Put an earlyexit_transformer with the same encoder where the stock one is. At full depth it
     gives the same rows, so that the components behind it predict as before. The exceptions are
@@ -242,13 +235,11 @@ def swap(
     name (str): Its transformer.
     docs (Sequence[Doc]): Training data, from which the off-ramps get tasks and labels.
     speedups (Sequence[float]): Of the operating points.
-    folder (Path): Where encoder and tokenizer can be written for a while.
     RETURNS (EarlyExitTransformer): The new component, not trained yet.
     """
     stock: Any = nlp.get_pipe(name)
     block = nlp.config.interpolate()["components"][name]
-    stock.model.transformer.save_pretrained(folder)
-    stock.model.tokenizer.save_pretrained(folder)
+    loaded = loaded_objects(stock.model)
     config = {
         "loss": LOSS,
         "max_batch_items": block["max_batch_items"],
@@ -270,14 +261,8 @@ def swap(
             "window": WINDOW,
         },
     }
-    transformer: Any = nlp.replace_pipe(name, "earlyexit_transformer", config=config)
-    # The name that is stored stays that of the encoder it came from; what it holds is fine-tuned.
-    settings_of(transformer.model).read_from = str(folder)
-    try:
-        transformer.initialize(lambda: [Example(tokens_of(doc), doc) for doc in docs], nlp=nlp)
-    finally:
-        settings_of(transformer.model).read_from = None
-    return transformer
+    examples = [Example(tokens_of(doc), doc) for doc in docs]
+    return replace_stock(nlp, name, config, loaded, examples)
 
 
 def train_offramps(nlp: Language, *, steps: int, folder: Path, **settings: Any) -> Language:

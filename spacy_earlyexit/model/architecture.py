@@ -44,6 +44,7 @@ def MultiExitTransformer(
     align_exits: bool = False,
     catch_up: int = 0,
     mixed_precision: bool = False,
+    pieces: str = "tokens",
 ) -> Model[Request, MultiExitOutput]:
     """A pretrained encoder with an off-ramp per layer
     (registered as spacy-earlyexit.MultiExitTransformer.v1).
@@ -65,6 +66,8 @@ def MultiExitTransformer(
         trains them. 0: halted rows are copied as they are, as in the paper.
     mixed_precision (bool): Train with bfloat16 products, which saves time on a processor that has
         them. Prediction is in float32 either way.
+    pieces (str): "tokens": every token is cut into sub-word pieces on its own. "spans": the text of
+        each span is cut as a whole, as spacy-transformers does; then there are no tasks.
     RETURNS (Model): The model. Its shapes are known after `initialize` or `from_bytes`. Calls
         differ by what output.Run says, and its backprop takes an output.OutputGradient.
     RAISES (ValueError): If a setting is impossible.
@@ -79,6 +82,7 @@ def MultiExitTransformer(
         offramp_context,
         align_exits,
         catch_up,
+        pieces,
     )
     model: Model[Request, MultiExitOutput] = chain(
         piece_encoder(get_spans, settings),
@@ -186,6 +190,7 @@ def Tok2VecMultiExit(
     offramp_context: int = 1,
     align_exits: bool = False,
     catch_up: int = 0,
+    pieces: str = "tokens",
 ) -> Model[list[Doc], list[Floats2d]]:
     """A multi-exit transformer as the tok2vec layer of one component
     (registered as spacy-earlyexit.Tok2VecMultiExit.v1; follows
@@ -198,7 +203,7 @@ def Tok2VecMultiExit(
     pooling (Model): Makes one vector of a token's pieces.
     grad_factor (float): Factor on the gradient from the component.
     encoder_lr_scale, offramp_lr_scale, special_share, reach, mean_pieces, offramp_context,
-        align_exits, catch_up: As for MultiExitTransformer.
+        align_exits, catch_up, pieces: As for MultiExitTransformer.
     """
     transformer = MultiExitTransformer(
         name,
@@ -213,6 +218,7 @@ def Tok2VecMultiExit(
         offramp_context,
         align_exits,
         catch_up,
+        pieces=pieces,
     )
     return chain(states_at_exit(transformer, None), trfs2arrays(pooling, grad_factor))
 

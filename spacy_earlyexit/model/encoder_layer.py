@@ -10,7 +10,7 @@ from thinc.api import Model
 
 from ..errors import Errors
 from .costs import full_depth_macs
-from .encoders import load_encoder
+from .encoders import canonical_config, canonical_encoder, load_encoder
 from .engine import MultiExitModule, run
 from .kernels.memory import keep_freed_memory
 from .offramps import OffRamps
@@ -62,13 +62,15 @@ def shim_of(model: Model) -> MultiExitShim:
 def _init(model: Model, X: Any = None, Y: Any = None) -> None:
     """Load the encoder's weights and build off-ramps for model.attrs["classes"]."""
     settings: Settings = model.attrs["settings"]
-    encoder = load_encoder(
-        settings.source,
-        settings.transformer_config,
-        settings.align_exits,
-        settings.catch_up,
-        settings.component,
-    )
+    extras = settings.align_exits, settings.catch_up
+    if settings.loaded is not None:
+        hf_model, _ = settings.loaded
+        config = canonical_config(hf_model.config, settings.source, settings.component)
+        encoder = canonical_encoder(hf_model, config, *extras)
+    else:
+        encoder = load_encoder(
+            settings.source, settings.transformer_config, *extras, settings.component
+        )
     config = encoder.config
     offramps = OffRamps(
         model.attrs["classes"], config.n_layers, config.hidden, settings.offramp_context

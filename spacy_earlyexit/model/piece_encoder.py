@@ -7,10 +7,11 @@ from spacy.tokens import Doc
 from thinc.api import Model
 
 from ..errors import Errors
-from .encoders import load_tokenizer, read_config
+from .encoders import canonical_config, load_tokenizer, read_config
 from .output import Packed, Request
 from .pieces import Pieces, PieceTokenizer, TokenizerShim, encode_docs
 from .settings import Settings
+from .text_pieces import encode_texts
 from .units import SpanGetter
 
 
@@ -39,14 +40,19 @@ def encode(model: Model, docs: list[Doc]) -> Pieces:
     if tokenizer is None:
         settings: Settings = model.attrs["settings"]
         raise ValueError(Errors.E004.format(name=settings.name, component=settings.component))
-    return encode_docs(docs, tokenizer, model.attrs["get_spans"], model.attrs["max_positions"])
+    cut = encode_texts if model.attrs["settings"].pieces == "spans" else encode_docs
+    return cut(docs, tokenizer, model.attrs["get_spans"], model.attrs["max_positions"])
 
 
 def _init(model: Model, X: Any = None, Y: Any = None) -> None:
     """Load the tokenizer."""
     settings: Settings = model.attrs["settings"]
-    _, config = read_config(settings.source, settings.transformer_config, settings.component)
-    tokenizer = load_tokenizer(settings.source, settings.tokenizer_config, settings.component)
+    if settings.loaded is not None:
+        hf_model, tokenizer = settings.loaded
+        config = canonical_config(hf_model.config, settings.source, settings.component)
+    else:
+        _, config = read_config(settings.source, settings.transformer_config, settings.component)
+        tokenizer = load_tokenizer(settings.source, settings.tokenizer_config, settings.component)
     model.shims[0]._model = PieceTokenizer.from_transformers(tokenizer, settings.source)
     model.attrs["max_positions"] = config.n_positions
 

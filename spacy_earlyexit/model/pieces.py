@@ -122,6 +122,7 @@ class PieceTokenizer:
         self._tokenizer = tokenizer
         self._known = KnownWords.none()
         self._vocab: np.ndarray | None = None
+        self._whole: Tokenizer | None = None
         mark_id = tokenizer.token_to_id(mark) if mark else None
         self._mark_id = -1 if mark_id is None else mark_id
         self._reserved = np.asarray(
@@ -237,6 +238,15 @@ class PieceTokenizer:
             self._vocab[list(ids.values())] = list(ids)
         return self._vocab
 
+    @property
+    def whole(self) -> Tokenizer:
+        """RETURNS (Tokenizer): For whole texts, as it came."""
+        if self._whole is None:
+            self._whole = Tokenizer.from_str(self.json)
+            self._whole.no_truncation()
+            self._whole.no_padding()
+        return self._whole
+
     def to_dict(self) -> dict[str, Any]:
         return {"tokenizer": self.json, "special": self.special}
 
@@ -278,6 +288,9 @@ class Pieces:
     word_chars (ndarray): Its first and last-plus-one character there, shape (n_words, 2), int32.
     owned (ndarray): False where the word is only context in this unit, shape (n_words,).
     unit_doc, unit_bounds (ndarray): Document of each unit, and its first and last-plus-one token.
+    align (Optional[ndarray]): Where rows belong to several tokens, or tokens to rows of several
+        units: the rows of each token, one token behind the other, shape (n,).
+    token_rows (Optional[ndarray]): With it, how many rows each token has, shape (n_tokens,).
     """
 
     ids: np.ndarray
@@ -291,6 +304,8 @@ class Pieces:
     owned: np.ndarray
     unit_doc: np.ndarray
     unit_bounds: np.ndarray
+    align: np.ndarray | None = None
+    token_rows: np.ndarray | None = None
 
     @property
     def n_units(self) -> int:

@@ -19,7 +19,11 @@ TRAINED_WITH = (
     "offramp_context",
     "align_exits",
     "catch_up",
+    "pieces",
 )
+
+# Cut into sub-word pieces: every token on its own, or the text of a span as a whole.
+PIECES = ("tokens", "spans")
 
 
 @dataclass
@@ -27,7 +31,8 @@ class Settings:
     """The settings of a MultiExitTransformer that its weights depend on; see there.
 
     component (str): Name of the component that has the model, for messages.
-    read_from (Optional[str]): Folder that the encoder is read from; None: `name`.
+    loaded (Optional[Tuple[PreTrainedModel, PreTrainedTokenizerFast]]): Model and tokenizer that are
+        taken at initialisation in place of those of `name`.
     """
 
     name: str | None
@@ -39,8 +44,9 @@ class Settings:
     offramp_context: int
     align_exits: bool
     catch_up: int
+    pieces: str = "tokens"
     component: str = field(default="transformer", compare=False)
-    read_from: str | None = field(default=None, compare=False)
+    loaded: tuple[Any, Any] | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """RAISES (ValueError): If a setting is impossible."""
@@ -53,6 +59,7 @@ class Settings:
             ("reach", "a whole number of words >= 0, or null", _is_count(self.reach, none=True)),
             ("offramp_context", "a whole number of words >= 0", _is_count(self.offramp_context)),
             ("catch_up", "a rank >= 0", _is_count(self.catch_up)),
+            ("pieces", f"one of {', '.join(PIECES)}", self.pieces in PIECES),
         ]
         for setting, expected, fits in checks:
             if not fits:
@@ -67,10 +74,9 @@ class Settings:
 
         RAISES (ValueError): If there is none.
         """
-        source = self.read_from or self.name
-        if not source:
+        if not self.name:
             raise ValueError(Errors.E051.format(component=self.component))
-        return source
+        return self.name
 
     @property
     def rules(self) -> Rules:

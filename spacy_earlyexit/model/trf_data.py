@@ -43,20 +43,29 @@ class TrfDataPlan:
         in_unit = np.arange(len(pieces.ids)) - np.repeat(pieces.unit_starts[:-1], self.lengths)
         self.places = in_unit + np.repeat(first, self.lengths)
 
-        # Pieces of each token: those of the word in the unit that speaks for it.
+        n_tokens = np.asarray([len(doc) for doc in docs], dtype=np.int64)
+        self.tokens = np.concatenate([[0], np.cumsum(n_tokens)])
+        self.whole = pieces.align is not None  # spans cut as a whole
+        if pieces.align is not None and pieces.token_rows is not None:
+            self.token_pieces = pieces.token_rows
+            self.align = self.places[pieces.align].astype(np.int32)
+        else:
+            self.token_pieces, rows = self._own_rows(pieces)
+            self.align = self.places[rows].astype(np.int32)
+        self.aligned = np.concatenate([[0], np.cumsum(self.token_pieces)])[self.tokens]
+
+    def _own_rows(self, pieces: Pieces) -> tuple[np.ndarray, np.ndarray]:
+        """RETURNS (Tuple[ndarray, ndarray]): How many pieces each token has, those of its word in
+        the unit that speaks for it; and these pieces, one token behind the other.
+        """
         of_words = np.flatnonzero(pieces.row_word >= 0)
         counts = np.bincount(pieces.row_word[of_words], minlength=len(pieces.word_row))
         begin = of_words[np.cumsum(counts) - counts] if len(counts) else counts
         word = np.flatnonzero(pieces.owned)
         word = word[np.lexsort((pieces.word_token[word], pieces.word_doc[word]))]
-        n_tokens = np.asarray([len(doc) for doc in docs], dtype=np.int64)
-        self.tokens = np.concatenate([[0], np.cumsum(n_tokens)])
-        self.token_pieces = np.zeros(self.tokens[-1], dtype=np.int32)
-        self.token_pieces[self.tokens[pieces.word_doc[word]] + pieces.word_token[word]] = counts[
-            word
-        ]
-        self.align = self.places[ranges(begin[word], counts[word])].astype(np.int32)
-        self.aligned = np.concatenate([[0], np.cumsum(self.token_pieces)])[self.tokens]
+        token_pieces = np.zeros(self.tokens[-1], dtype=np.int32)
+        token_pieces[self.tokens[pieces.word_doc[word]] + pieces.word_token[word]] = counts[word]
+        return token_pieces, ranges(begin[word], counts[word])
 
     def split(self, states: Any) -> list[TransformerData]:
         """states (Floats2d): The rows of all Docs, shape (n_rows, H).
@@ -68,7 +77,10 @@ class TrfDataPlan:
         for i, (first, last) in enumerate(self._bounds(self.units)):
             n_units, width = last - first, int(self.widths[i])
             if n_units == 0:
-                found.append(TransformerData.empty())
+                n_tokens = int(self.tokens[i + 1] - self.tokens[i])
+                found.append(
+                    _without_rows(n_tokens, states) if self.whole else TransformerData.empty()
+                )
                 continue
             rows = slice(*self.rows[i : i + 2])
             places = self.places[rows]
@@ -101,18 +113,41 @@ class TrfDataPlan:
         gradients (Sequence[TransformerData]): One per Doc that is not empty.
         RETURNS (Floats2d): shape (n_rows, H).
         """
-        docs = np.flatnonzero(np.diff(self.units))
+        answered = np.flatnonzero(np.diff(self.tokens if self.whole else self.units))
         parts = []
-        for i, gradient in zip(docs.tolist(), gradients, strict=True):
-            hidden = gradient.model_output["last_hidden_state"]
-            parts.append(
-                hidden.reshape(-1, hidden.shape[-1])[self.places[slice(*self.rows[i : i + 2])]]
-            )
+        for i, gradient in zip(answered.tolist(), gradients, strict=True):
+            rows = slice(*self.rows[i : i + 2])
+            if rows.start < rows.stop:
+                hidden = gradient.model_output["last_hidden_state"]
+                parts.append(hidden.reshape(-1, hidden.shape[-1])[self.places[rows]])
         return get_array_module(parts[0]).concatenate(parts)
 
     @staticmethod
     def _bounds(edges: np.ndarray) -> list[tuple[int, int]]:
         return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
+
+
+def _without_rows(n_tokens: int, states: Any) -> TransformerData:
+    """A Doc whose tokens have no pieces, for which spacy-transformers runs the special ones.
+
+    states (Floats2d): Rows of other Docs.
+    """
+    if not n_tokens:
+        return TransformerData.empty()
+    xp = get_array_module(states)
+    wordpieces = WordpieceBatch(
+        strings=[[""]],
+        input_ids=cast(Any, np.zeros((1, 1), dtype=np.int64)),
+        attention_mask=cast(Any, np.zeros((1, 1), dtype=np.float32)),
+        lengths=[1],
+        token_type_ids=None,
+    )
+    none = cast(Any, np.zeros(0, dtype=np.int32))
+    lengths = cast(Any, np.zeros(n_tokens, dtype=np.int32))
+    hidden = xp.zeros((1, 1, states.shape[1]), dtype=states.dtype)
+    return TransformerData(
+        wordpieces, BaseModelOutput(last_hidden_state=hidden), Ragged(none, lengths)
+    )
 
 
 def merge_rows(data: TransformerData, first: np.ndarray) -> TransformerData:

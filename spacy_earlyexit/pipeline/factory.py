@@ -41,6 +41,7 @@ offramp_context = 1
 align_exits = false
 catch_up = 0
 mixed_precision = false
+pieces = "tokens"
 
 [transformer.model.get_spans]
 @span_getters = "spacy-earlyexit.text_units.v1"

@@ -645,6 +645,8 @@ class EarlyExitTransformer(TrainablePipe):
         RAISES (ValueError): If none is configured and there is nothing to exit by.
         """
         if self._configured_tasks is not None:
+            fits = not self._configured_tasks or settings_of(self.model).pieces == "tokens"
+            self._check("tasks", fits, '[] where pieces = "spans"', self._configured_tasks)
             return self._configured_tasks
         components = [pipe for _, pipe in self.components_behind(disabled=True)]
         wanted = dict.fromkeys(task for pipe in components for task in self.tasks_of(pipe))

@@ -1,6 +1,14 @@
 """One canonical encoder, filled from the Hugging Face families in a table."""
 
-from .families import FAMILIES, SUPPORTED, load_encoder, load_tokenizer, read_config
+from .families import (
+    FAMILIES,
+    SUPPORTED,
+    canonical_config,
+    canonical_encoder,
+    load_encoder,
+    load_tokenizer,
+    read_config,
+)
 from .int8 import quantize
 from .layers import Encoder, EncoderConfig, EncoderLayer
 
@@ -10,6 +18,8 @@ __all__ = [
     "Encoder",
     "EncoderConfig",
     "EncoderLayer",
+    "canonical_config",
+    "canonical_encoder",
     "load_encoder",
     "load_tokenizer",
     "quantize",

@@ -233,6 +233,18 @@ def read_config(
     """
     with explained(name, component):
         hf_config = AutoConfig.from_pretrained(name, **overrides)
+    return hf_config, canonical_config(hf_config, name, component)
+
+
+def canonical_config(
+    hf_config: PretrainedConfig, name: str, component: str = "transformer"
+) -> EncoderConfig:
+    """The canonical config of an encoder.
+
+    hf_config (PretrainedConfig): The family's.
+    name, component: See read_config.
+    RAISES (ValueError): If the family, or a setting of this encoder, is not supported.
+    """
     family = FAMILIES.get(hf_config.model_type)
     if family is None:
         raise ValueError(
@@ -250,7 +262,7 @@ def read_config(
             )
     settings = {ours: getattr(hf_config, theirs) for ours, theirs in family.settings.items()}
     settings |= {"family": hf_config.model_type, **family.derived(hf_config)}
-    return hf_config, EncoderConfig(**settings)
+    return EncoderConfig(**settings)
 
 
 def load_tokenizer(name: str, overrides: dict[str, Any], component: str = "transformer") -> Any:
@@ -282,8 +294,21 @@ def load_encoder(
     hf_config, config = read_config(name, overrides, component)
     with explained(name, component):
         hf_model = AutoModel.from_pretrained(name, config=hf_config, torch_dtype=torch.float32)
+    return canonical_encoder(hf_model, config, aligned, catch_up)
+
+
+def canonical_encoder(
+    hf_model: Any, config: EncoderConfig, aligned: bool = False, catch_up: int = 0
+) -> Encoder:
+    """A canonical encoder with the weights of a family's model.
+
+    hf_model (PreTrainedModel): The family's.
+    config (EncoderConfig): Its canonical config.
+    aligned (bool), catch_up (int): See EncoderConfig.
+    RETURNS (Encoder): The encoder, in float32.
+    """
     encoder = Encoder(replace(config, aligned=aligned))
-    state = canonical_state(hf_model.state_dict(), hf_config, encoder)
+    state = canonical_state(hf_model.state_dict(), hf_model.config, encoder)
     if aligned:
         state["align"] = encoder.align.detach()
     encoder.load_state_dict(state)
