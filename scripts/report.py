@@ -1,15 +1,16 @@
 """Print what a workflow measured as a table; put it into README.md if asked to."""
 
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from wasabi import msg
-from wasabi import table as text_table
 
+from spacy_earlyexit.cli.tables import print_table
 from spacy_earlyexit.evaluation.scores import FORMAT
 from spacy_earlyexit.files import write_bytes
 
@@ -19,6 +20,16 @@ SCORES = {
     "tag_acc": ("tag accuracy", "tag", "acc"),
     "token_f": ("segmentation F1", "seg", "f"),
     "pos_acc": ("tag accuracy (UPOS)", "pos", "acc"),
+}
+# What the columns are called where there are 80 characters for all.
+SHORT = {
+    "NER F1": "NER",
+    "tag accuracy": "tags",
+    "tag accuracy (UPOS)": "tags",
+    "segmentation F1": "words",
+    "mean exit layer": "exit layer",
+    "MAC speed-up": "MACs",
+    "wall-clock speed-up": "time",
 }
 COSTS = ["mean exit layer", "MAC speed-up", "words/s", "wall-clock speed-up"]
 
@@ -45,9 +56,14 @@ def report_cli(
     if not figures:
         msg.fail(f"There is no {metrics / name}_*.json: run the workflow first", exits=1)
     header, rows, notes = report(figures)
-    aligns: list[Literal["l", "r", "c"]] = ["l", *["r" for _ in header[1:]]]  # type: ignore[list-item]
-    print(text_table(rows, header=header, divider=True, aligns=aligns, max_col=60))
-    print("\n".join(notes))
+    # What is lost and the scores of dev are in the page, which is wider than a terminal.
+    shown = [i for i, name in enumerate(header) if name not in ("lost", "dev score")]
+    cells = [tuple(row[i] for i in shown) for row in rows]
+    names = [SHORT.get(header[i], header[i]) for i in shown]
+    print_table(cells, names, "l" + "r" * (len(shown) - 1))
+    if not readme:
+        notes = [note for note in notes if not note.startswith("Lost")]
+    print("\n".join(textwrap.fill(note, 80) for note in notes))
     if readme:
         content = "\n\n".join([markdown_table(header, rows), *notes])
         replace_block(readme, f"results {name}", content)
