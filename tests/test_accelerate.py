@@ -1,6 +1,10 @@
 """Finished pipelines on the packed engine: what components get and say is the same."""
 
+import copy
 import json
+import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -213,6 +217,40 @@ def test_an_encoder_that_is_not_supported(stock, monkeypatch):
     with pytest.raises(ValueError, match="gpt2"):
         accelerate(nlp)
     assert isinstance(nlp.get_pipe("transformer"), Transformer), "nothing was changed"
+
+
+def test_a_precision_that_there_is_not(stock):
+    nlp = spacy.load(stock)
+    with pytest.raises(ValueError, match="`precision` has to be one of float32, int8"):
+        accelerate(nlp, precision="int4")
+    assert isinstance(nlp.get_pipe("transformer"), Transformer), "nothing was changed"
+
+
+def test_copies(stock):
+    nlp = accelerate(spacy.load(stock))
+    expected = annotations(nlp)
+    for other in (copy.deepcopy(nlp), pickle.loads(pickle.dumps(nlp))):
+        assert annotations(other) == expected
+
+
+PROCESSES = """
+import sys, spacy
+if __name__ == "__main__":
+    nlp = spacy.load(sys.argv[1])
+    texts = ["Anna isn't in New York.", "York"]
+    tags = [[token.tag_ for token in doc] for doc in nlp.pipe(texts)]
+    assert [[token.tag_ for token in doc] for doc in nlp.pipe(texts, n_process=2)] == tags
+"""
+
+
+@pytest.mark.slow
+def test_processes(stock, tmp_path):
+    """No threads of the tokenizer, which would not survive a fork."""
+    accelerate(spacy.load(stock)).to_disk(tmp_path / "fast")
+    (tmp_path / "run.py").write_text(PROCESSES, encoding="utf8")
+    command = [sys.executable, tmp_path / "run.py", tmp_path / "fast"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "fork" not in done.stderr, done.stderr
 
 
 def test_differing_counts_tokens():

@@ -21,6 +21,7 @@ from ..model.architecture import (
     states_at_exit,
 )
 from ..model.encoders import FAMILIES, SUPPORTED
+from ..model.shim import PRECISIONS
 from ..pipeline.transformer import EarlyExitTransformer
 
 OWN_COPY = "spacy-transformers.Tok2VecTransformer."
@@ -37,6 +38,11 @@ def accelerate(nlp: Language, precision: str = "float32") -> Language:
     RETURNS (Language): The pipeline.
     RAISES (ValueError): If there is nothing to replace, or an encoder is not supported.
     """
+    if precision not in PRECISIONS:  # before anything is changed
+        expected = f"one of {', '.join(PRECISIONS)}"
+        raise ValueError(
+            Errors.E018.format(setting="precision", expected=expected, value=precision)
+        )
     stock: dict[str, Any] = {
         name: pipe for name, pipe in nlp.components if isinstance(pipe, Transformer)
     }

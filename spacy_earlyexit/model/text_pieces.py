@@ -38,7 +38,8 @@ def encode_texts(
     texts = [
         docs[d][start:end].text for d, (start, end) in zip(span_doc, bounds.tolist(), strict=True)
     ]
-    ids, offsets, lengths = _pieces(tokenizer.whole.encode_batch(texts), max_positions)
+    # One by one: encode_batch starts threads, which do not survive a fork.
+    ids, offsets, lengths = _pieces(list(map(tokenizer.whole.encode, texts)), max_positions)
 
     # One axis of characters for all spans, one behind the other.
     sizes = np.asarray([len(text) for text in texts], dtype=np.int64) + 2
