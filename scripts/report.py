@@ -21,6 +21,7 @@ SCORES = {
     "token_f": ("segmentation F1", "seg", "f"),
     "pos_acc": ("tag accuracy (UPOS)", "pos", "acc"),
 }
+PLAIN = "plain fine-tuned encoder (Hugging Face)"
 # What the columns are called where there are 80 characters for all.
 SHORT = {
     "NER F1": "NER",
@@ -58,7 +59,7 @@ def report_cli(
     header, rows, notes = report(figures)
     # What is lost and the scores of dev are in the page, which is wider than a terminal.
     shown = [i for i, name in enumerate(header) if name not in ("lost", "dev score")]
-    cells = [tuple(row[i] for i in shown) for row in rows]
+    cells = [tuple(row[i].replace(PLAIN, "Hugging Face") for i in shown) for row in rows]
     names = [SHORT.get(header[i], header[i]) for i in shown]
     print_table(cells, names, "l" + "r" * (len(shown) - 1))
     if not readme:
@@ -92,7 +93,7 @@ def report(figures: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]
         kind = SCORES[next(iter(scores))][2]
         rows.append(
             [
-                f"plain fine-tuned encoder (Hugging Face), {task}",
+                f"{PLAIN}, {task}",
                 percent(own["dev"][kind]),
                 *interleave(
                     [percent(scores[key][kind]) if scores.get(key) else "" for key in known],

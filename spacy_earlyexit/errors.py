@@ -396,11 +396,20 @@ class Warnings:
         "know, and that count as wrong: {unknown}. It knows: {known}."
     )
     W009 = (
-        "'{source}' comes with {here} tokens, but '{name}' was trained on {trained} tokens: scores "
-        "and speed-ups are not those that people get. Mend: {mend}, or train on such tokens."
+        "'{source}' is read as raw text, with the pipeline's own tokens, but '{name}' was trained "
+        "on gold tokens. Its points were made for them, and give other scores and speed-ups here. "
+        "Mend: --gold-preproc, or better: train on raw text."
     )
     W010 = (
         "Half of the words of '{source}' are in units of {here:.0f} words or more, in the training "
         "of '{name}' it was {trained:.0f}: its points may give other speed-ups and scores. Mend: "
         "calibrate on text like this{mend}."
+    )
+    W011 = (
+        "'{source}' is read with gold tokens, but '{name}' was trained on raw text, which is what "
+        "people have. Mend: leave out --gold-preproc."
+    )
+    W012 = (
+        "Docs of '{source}' do not say where there are spaces, so that they are read with gold "
+        "tokens, but '{name}' was trained on raw text. Mend: make them with `spaces`."
     )

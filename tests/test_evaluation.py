@@ -16,6 +16,7 @@ from spacy.training import Example
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from spacy_earlyexit.cli.evaluate import show_loss
 from spacy_earlyexit.evaluation import statistics
 from spacy_earlyexit.evaluation.scores import FORMAT, evaluate
 from spacy_earlyexit.evaluation.statistics import count_hits, paired_losses, resampled_sums
@@ -196,7 +197,9 @@ def test_evaluate(calibrated, dev, tmp_path):
         assert loss == pytest.approx(full["scores"]["ents_f"] - row["scores"]["ents_f"])
         assert low <= high
     assert full["losses"]["ents_f"] == [0.0, 0.0, 0.0]
-    assert "Lost against full (95 % interval" in out
+    assert "Lost against full (too few sentences for intervals)" in " ".join(out.split())
+    assert show_loss(0.01, 0.0, 0.02) == "1.00 (0.00 to 2.00)"
+    assert show_loss(0.01, 0.0, 0.02, few=True) == "1.00"
 
 
 def test_evaluate_some_points(calibrated, dev):

@@ -39,6 +39,10 @@ def sentences(text, lang="en"):
         ("All left.\nNobody came", ["All left.\n", "Nobody came"]),
         ("It cost 3.5 million. 40 came", ["It cost 3.5 million.", "40 came"]),
         ("Ask Yahoo!, Inc", ["Ask Yahoo!, Inc"]),
+        ('He left.  "Hi," she said.', ["He left.  ", '"Hi," she said.']),
+        ('He left.\n"Hi," she said.', ["He left.\n", '"Hi," she said.']),
+        ('He left.\n\n"Hi," she said.', ["He left.\n\n", '"Hi," she said.']),
+        ("First thing.\n* Second thing.", ["First thing.\n", "* Second thing."]),
         ("\n\n", ["\n\n"]),
         (".", ["."]),
     ],
@@ -87,6 +91,38 @@ def test_a_long_sentence_is_cut_where_no_name_goes_on():
     assert [len(part.split()) for part in cuts(" ".join("ABCDEFGHIJKLMNOPQR"))] == [8, 8, 2]
 
 
+@pytest.mark.parametrize(
+    ("names", "rest"),
+    [
+        ("actor Jean-Claude went", "home to the small red house"),
+        ("Ronald McDonald", "b b b b"),
+        ("Boeing 747", "b b b b"),
+    ],
+)
+def test_no_cut_inside_of_a_name_that_is_written_otherwise(names, rest):
+    for before in range(3, 12):
+        text = "a " * before + f"{names} {rest} " + "b " * 12
+        for span in make_text_units(4, 12)([NLP(text)])[0][1:]:
+            assert not span.text.startswith(("Claude", "-", "McDonald", "747"))
+
+
+def test_no_unit_begins_with_what_belongs_to_the_token_before():
+    for before in range(3, 12):
+        text = "a " * before + "(b), c don't do " + "b " * 12
+        for span in make_text_units(4, 10)([NLP(text)])[0][1:]:
+            assert span[0].text not in (",", ")", "n't", "b)") and span[-1].text != "("
+
+
+def test_a_start_that_is_only_forbidden_leaves_the_rule_in_force():
+    doc = NLP("One came. Two left ... Three stayed. Four")
+    doc[6].is_sent_start = False  # the word behind the dots
+    starts = find_starts(doc)[0].tolist()
+    assert [doc[i].text for i in starts] == ["One", "Two", "Four"]
+    for token in doc[1:]:
+        token.is_sent_start = False
+    assert find_starts(doc)[0].tolist() == [0]
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=60), st.integers(1, 12), st.integers(0, 12))
 def test_units_cover_every_token_once_and_none_is_too_long(pieces, length, more):
@@ -112,9 +148,12 @@ def test_docs_are_cut_each_for_itself():
     assert cut([]) == []
 
 
-@pytest.mark.parametrize(("given", "setting"), [((0, 9), "length"), ((8, 7), "longest")])
+@pytest.mark.parametrize(
+    ("given", "setting"),
+    [((0, 9), "length"), ((8, 7), "longest"), ((1.5, 9), "length"), ((3, "a"), "longest")],
+)
 def test_settings_that_make_no_sense(given, setting):
-    with pytest.raises(ValueError, match=f"`{setting}` has to be at least"):
+    with pytest.raises(ValueError, match=f"`{setting}` has to be a whole number"):
         make_text_units(*given)
 
 

@@ -6,10 +6,19 @@ from typing import Annotated, Any
 import typer
 from wasabi import msg
 
-from .options import CodePath, GoldPreproc, GpuId, Limit, Plot, setup_device
+from .options import (
+    CodePath,
+    GoldPreproc,
+    GpuId,
+    Limit,
+    Plot,
+    setup_device,
+    warnings_as_messages,
+)
 from .tables import parse_list, print_speeds, print_table
 
 LABELS_SHOWN = 12
+FEW = 20  # documents, of which resamples say nothing
 
 
 def evaluate_cli(
@@ -48,16 +57,17 @@ def evaluate_cli(
             check_plots(plot)
         if output is not None:
             check_writable(output)
-        figures = evaluate(
-            pipeline,
-            test_path,
-            points=parse_list(points, "points", str, "names with commas between them") or None,
-            gold_preproc=gold_preproc,
-            raw_text=raw_text,
-            limit=limit,
-            repeats=repeats,
-            progress=True,
-        )
+        with warnings_as_messages():
+            figures = evaluate(
+                pipeline,
+                test_path,
+                points=parse_list(points, "points", str, "names with commas between them") or None,
+                gold_preproc=gold_preproc,
+                raw_text=raw_text,
+                limit=limit,
+                repeats=repeats,
+                progress=True,
+            )
         print_figures(figures)
         if output is not None:
             write_json(output, figures)
@@ -83,9 +93,15 @@ def print_figures(figures: dict[str, Any]) -> None:
 
     lost = [row for row in rows[1:] if row["losses"] and row["exit"]]
     if lost:
-        msg.divider(f"Lost against {names[0]} (95 % interval by bootstrap over documents)")
+        few = figures["documents"] < FEW
+        kind = "sentences" if figures["tokens"] == "gold" else "documents"
+        interval = f"95 % interval by bootstrap over {kind}"
+        msg.divider(
+            f"Lost against {names[0]} ({f'too few {kind} for intervals' if few else interval})"
+        )
         table = [
-            (row["point"], *(show_loss(*loss) for loss in row["losses"].values())) for row in lost
+            (row["point"], *(show_loss(*loss, few=few) for loss in row["losses"].values()))
+            for row in lost
         ]
         header = ["", *lost[0]["losses"]]
         print_table(table, header, "l" + "r" * (len(header) - 1))
@@ -113,8 +129,8 @@ def print_figures(figures: dict[str, Any]) -> None:
             msg.text(f"and {len(own['labels']) - LABELS_SHOWN} rarer labels (all with --output)")
 
 
-def show_loss(loss: float, low: float, high: float) -> str:
-    return f"{100 * loss:.2f} ({100 * low:.2f} to {100 * high:.2f})"
+def show_loss(loss: float, low: float, high: float, *, few: bool = False) -> str:
+    return f"{100 * loss:.2f}" if few else f"{100 * loss:.2f} ({100 * low:.2f} to {100 * high:.2f})"
 
 
 def depth(found: dict[str, float] | None) -> str:

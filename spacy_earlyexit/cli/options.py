@@ -1,7 +1,11 @@
 """Options that several commands share."""
 
+import textwrap
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +27,19 @@ Plot = Annotated[
     Path | None,
     typer.Option(help="Picture of score against speed-up: .svg, .png; no suffix: both"),
 ]
+
+
+@contextmanager
+def warnings_as_messages() -> Iterator[None]:
+    """Print warnings as the commands print all else, not as Python does."""
+    from wasabi import msg
+
+    def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
+        msg.warn(textwrap.fill(str(message), 78))
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 def setup_device(gpu_id: int) -> None:

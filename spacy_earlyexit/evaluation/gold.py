@@ -76,7 +76,14 @@ def check_regime(
         sample = Sample()
         sample.add(transformer.nlp, [eg.predicted for eg in first], pieces)
         cuts = isinstance(transformer.model.layers[0].attrs["get_spans"], TextUnits)
-        warn_of_regime(transformer.name, trained, sample.describe(), str(source), cuts)
+        warn_of_regime(
+            transformer.name,
+            trained,
+            sample.describe(),
+            str(source),
+            cuts=cuts,
+            unknown_spaces=any(eg.reference.has_unknown_spaces for eg in first),
+        )
 
 
 def _named(labels: Sequence[str]) -> str:

@@ -17,10 +17,9 @@ from spacy.attrs import (
     IS_LOWER,
     IS_PUNCT,
     IS_SPACE,
-    IS_TITLE,
-    IS_UPPER,
     LENGTH,
     ORTH,
+    PREFIX,
     SENT_START,
     SPACY,
 )
@@ -29,9 +28,10 @@ from spacy.tokens import Doc, Span
 from ..errors import Errors
 
 # What a token is for the rule.
-_WORD, _FINAL, _CLOSER, _PAUSE, _LINE, _BLANK = range(6)
+_WORD, _FINAL, _CLOSER, _PAUSE, _DASH, _LINE, _BLANK = range(7)
 _CLOSERS = frozenset("\"'”’»)]}」』】）〉》*_")
-_PAUSES = frozenset([",", ";", ":", "-", "–", "—", "--", "，", "、", "；", "：", "|", "•"])  # noqa: RUF001
+_PAUSES = frozenset([",", ";", ":", "，", "、", "；", "：", "|", "•"])  # noqa: RUF001
+_DASHES = frozenset(["-", "–", "—", "--"])  # noqa: RUF001
 _FINALS = frozenset(".!?…。！？．｡؟۔।॥‼⁇⁈⁉")  # noqa: RUF001
 
 
@@ -103,9 +103,10 @@ def make_text_units(length: int = 32, longest: int = 128) -> TextUnits:
     RETURNS (TextUnits): The span getter.
     RAISES (ValueError): If length is below 1 or longest below length.
     """
-    for setting, value, least in (("length", length, 1), ("longest", longest, max(length, 2))):
-        if value < least:
-            expected = f"at least {least}"
+    for setting, value in (("length", length), ("longest", longest)):
+        least = 1 if setting == "length" else max(length, 2)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            expected = f"a whole number, at least {least}"
             raise ValueError(Errors.E018.format(setting=setting, expected=expected, value=value))
     return TextUnits(length, longest)
 
@@ -118,12 +119,13 @@ def find_starts(doc: Doc) -> tuple[np.ndarray, np.ndarray]:
         good it is to cut in front of each token, shape (n_tokens,): 3 at the end of a line, 2
         behind a pause, 1 where no name can go on, 0 elsewhere.
     """
-    flags = [SPACY, IS_SPACE, IS_PUNCT, IS_LOWER, IS_TITLE, IS_UPPER, IS_DIGIT]
-    array = doc.to_array([ORTH, SENT_START, LENGTH, *flags])
-    spaced, space, punct, lower, title, upper, digit = array[:, 3:].astype(bool).T
+    flags = [SPACY, IS_SPACE, IS_PUNCT, IS_LOWER, IS_DIGIT]
+    array = doc.to_array([ORTH, SENT_START, LENGTH, PREFIX, *flags])
+    spaced, space, punct, lower, digit = array[:, 4:].astype(bool).T
+    capital = _capital(doc, array[:, 3])
     kinds = _kinds(doc, array[:, 0], space | punct)
-    kinds[(kinds == _CLOSER) & np.append(True, spaced[:-1])] = _WORD  # a quote that opens
-    capital = (title | upper) & ~punct
+    gap = np.append(True, spaced[:-1] | space[:-1])  # white space in front
+    kinds[(kinds == _CLOSER) & gap] = _WORD  # a quote that opens, a bullet
     # "J. Bach", "3. Oktober", "1. First": more often no end than one
     short = (capital & (array[:, 2] == 1)) | (digit & (array[:, 2] <= 2))
     glued = np.append(False, short[:-1] & ~spaced[:-1])
@@ -131,17 +133,31 @@ def find_starts(doc: Doc) -> tuple[np.ndarray, np.ndarray]:
     # what stands in front of each token, white space aside
     before = np.maximum.accumulate(np.where(space, 0, np.arange(len(kinds))))
     before = np.append(0, before[:-1])
+    begins = ~space & (kinds == _WORD)
     behind_line = np.append(False, kinds[:-1] >= _LINE)
-    behind_pause = kinds[before] == _PAUSE
-    no_name = ~(capital & capital[before]) & ~space
-    pauses = np.select([behind_line, behind_pause & ~space, no_name], [3, 2, 1], 0)
-    if doc.has_annotation("SENT_START"):
-        starts = array[:, 1] == 1
+    behind_pause = (kinds[before] == _PAUSE) | ((kinds[before] == _DASH) & gap)
+    no_name = gap & ~((capital | digit) & capital[before])
+    pauses = np.select([behind_line, behind_pause & begins, no_name & begins], [3, 2, 1], 0)
+    # The sentences that are set, if there are some; a component may also only forbid some starts.
+    given = array[:, 1].astype(np.int64)
+    if (given[1:] == 1).any() or given[1:].all():
+        starts = given == 1
     else:
         blank = np.append(False, kinds[:-1] == _BLANK)
-        starts = blank | (_behind_final(kinds, space, before) & ~lower & ~space & (kinds == _WORD))
+        starts = blank | (_behind_final(kinds, space, before) & ~lower & begins)
+        starts &= given != -1
     starts[0] = True
     return np.flatnonzero(starts), pauses
+
+
+def _capital(doc: Doc, prefix: np.ndarray) -> np.ndarray:
+    """Whether a token begins with a capital letter, shape (n_tokens,), bool.
+
+    prefix (ndarray): The key of each token's first character, shape (n_tokens,).
+    """
+    ids, inverse = np.unique(prefix, return_inverse=True)
+    found = np.asarray([doc.vocab.strings[int(i)].isupper() for i in ids], dtype=bool)
+    return found[inverse]
 
 
 def _behind_final(kinds: np.ndarray, space: np.ndarray, before: np.ndarray) -> np.ndarray:
@@ -172,6 +188,8 @@ def _kind(text: str) -> int:
         return _WORD if not lines else _BLANK if lines > 1 else _LINE
     if text in _PAUSES:
         return _PAUSE
+    if text in _DASHES:
+        return _DASH
     if text[-1] in _FINALS:
         return _FINAL
     return _CLOSER if text[-1] in _CLOSERS else _WORD

@@ -70,7 +70,13 @@ def _words(doc: Doc) -> list[int]:
 
 
 def warn_of_regime(
-    name: str, trained: dict[str, Any], here: dict[str, Any], source: str, cuts: bool
+    name: str,
+    trained: dict[str, Any],
+    here: dict[str, Any],
+    source: str,
+    *,
+    cuts: bool,
+    unknown_spaces: bool,
 ) -> None:
     """Say where text does not look like that of training.
 
@@ -78,11 +84,12 @@ def warn_of_regime(
     trained, here (Dict[str, Any]): What Sample.describe says of training and of the text.
     source (str): Where the text comes from.
     cuts (bool): Whether the transformer cuts any text alike, with text_units.
+    unknown_spaces (bool): Whether Docs do not say where there are spaces.
     """
     if trained["tokens"] != here["tokens"]:
-        given = {"source": source, "here": here["tokens"], "trained": trained["tokens"]}
-        mend = "--gold-preproc" if trained["tokens"] == GOLD else "no --gold-preproc"
-        warnings.warn(Warnings.W009.format(name=name, mend=mend, **given), stacklevel=4)
+        raw = Warnings.W012 if unknown_spaces else Warnings.W011
+        text = Warnings.W009 if trained["tokens"] == GOLD else raw
+        warnings.warn(text.format(name=name, source=source), stacklevel=4)
     lengths = here["unit_length"], trained["unit_length"]
     if min(lengths) and max(lengths) > RATIO * min(lengths):
         given = {"source": source, "here": lengths[0], "trained": lengths[1]}
