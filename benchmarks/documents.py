@@ -24,7 +24,7 @@ from spacy_earlyexit.cli.tables import print_table
 from spacy_earlyexit.evaluation.benchmark import header, peak_memory
 from spacy_earlyexit.evaluation.scores import evaluate, read_examples
 from spacy_earlyexit.evaluation.statistics import count_hits
-from spacy_earlyexit.files import write_json
+from spacy_earlyexit.files import replacing, write_json
 from spacy_earlyexit.pipeline.finding import bare_doc, find_transformer
 
 from report import markdown_table, replace_block  # isort: skip
@@ -72,9 +72,6 @@ def run_cli(
     corpora: Annotated[str, typer.Option(help="Names, with commas")] = ",".join(CORPORA),
     seeds: Annotated[str, typer.Option(help="With commas")] = "0,1,2",
     repeats: Annotated[int, typer.Option(help="Timed rounds (medians)", min=1)] = 3,
-    settings: Annotated[
-        str, typer.Option(help="More `vars` of project.yml as JSON, for tests")
-    ] = "{}",
     rows: Annotated[Path, typer.Option(help="Folder of the figures of each seed")] = ROWS,
     output: Annotated[Path, typer.Option("--json", help="File for all rows")] = RESULTS,
 ) -> None:
@@ -90,8 +87,7 @@ def run_cli(
                     continue
                 msg.divider(path.stem)
                 common = {"vars.encoder": encoder, "vars.mirror": mirror, "vars.seed": seed}
-                common |= own | json.loads(settings)
-                pipeline = train(name, regime, seed, common)
+                pipeline = train(name, regime, seed, common | own)
                 write_json(path, measure(name, regime, pipeline, repeats))
                 write_json(output, {**header(torch.get_num_threads()), "rows": means(rows)})
     print_rows(json.loads(output.read_text(encoding="utf8"))["rows"])
@@ -114,8 +110,8 @@ def train(name: str, regime: str, seed: str, common: dict[str, Any]) -> Path:
     dev = ROOT / "corpus" / name / "dev.spacy"
     examples = read_examples(nlp, dev, gold_preproc=regime == "sentences")
     calibrate(nlp, examples, SEARCH, progress=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nlp.to_disk(path)
+    with replacing(path) as folder:
+        nlp.to_disk(folder)
     return path
 
 
@@ -236,8 +232,8 @@ def length_cli(
     rows: list[dict[str, Any]] = []
     for length in (n for n in LENGTHS if n <= longest):
         own = (words * (length // len(words) + 1))[:length]
-        times = LENGTHS[-1] // length if length < longest else 1
-        seconds = [_seconds(nlp, own, min(times, 20)) for _ in range(repeats + 1)][1:]
+        times = max(10_000 // length, 1)
+        seconds = [_seconds(nlp, own, times) for _ in range(repeats + 1)][1:]
         rows.append(
             {
                 "words": length,

@@ -252,3 +252,15 @@ def calibrated(stored, dev, tmp_path_factory):
     output = tmp_path_factory.mktemp("calibrated") / "fast"
     found, _ = calibrate_pipeline(stored, dev, output, SEARCH, gold_preproc=True)
     return found, output
+
+
+@pytest.fixture(scope="session")
+def stock(tmp_path_factory):
+    """The folder of the over-fitted pipeline. Its encoder is gone, as it is after a download."""
+    from test_convert import make_stock
+
+    folder = tmp_path_factory.mktemp("stock")
+    encoder = make_encoder(folder / "encoder")
+    make_stock(str(encoder)).to_disk(folder / "pipeline")
+    encoder.rename(folder / "gone")
+    return folder / "pipeline"

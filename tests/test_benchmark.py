@@ -410,6 +410,26 @@ def test_rows_of_documents_are_means_over_seeds(tmp_path, capsys):
     assert all(len(line) <= 80 for line in capsys.readouterr().out.splitlines())
 
 
+def test_documents_are_measured_once(pipeline, corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(documents, "ROOT", tmp_path)
+    monkeypatch.setattr(documents, "CORPORA", {"tiny": documents.Corpus(None)})
+    (tmp_path / "corpus" / "tiny").mkdir(parents=True)
+    shutil.copy(corpus, tmp_path / "corpus" / "tiny" / "test.spacy")
+    for regime in documents.REGIMES:  # as an earlier run trained them
+        shutil.copytree(pipeline, tmp_path / "training" / "documents" / f"tiny-{regime}-0")
+    args = ("encoder", "", "tiny", "0", 1, tmp_path / "rows", tmp_path / "all.json")
+    documents.run_cli(*args)
+    rows = json.loads((tmp_path / "all.json").read_text())["rows"]
+    assert {(row["regime"], row["point"]) for row in rows} == {
+        (regime, point) for regime in documents.REGIMES for point in ("full", "2x")
+    }
+    assert all(row["seeds"] == 1 and row["ents_f"] > 0 and row["tag_acc"] is None for row in rows)
+    before = (tmp_path / "all.json").read_text()
+    documents.run_cli(*args)
+    assert (tmp_path / "all.json").read_text() == before
+    assert "tiny-documents-0.json is there" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 def test_long_documents(pipeline, corpus, tmp_path, capsys):
     documents.length_cli(str(pipeline), corpus, "2x", 1, 5_000, tmp_path / "length.json")

@@ -91,16 +91,6 @@ def make_stock(encoder, factories=("tagger", "parser", "ner"), steps=30, spans="
 
 
 @pytest.fixture(scope="module")
-def stock(tmp_path_factory):
-    """The folder of the over-fitted pipeline. Its encoder is gone, as it is after a download."""
-    folder = tmp_path_factory.mktemp("stock")
-    encoder = make_encoder(folder / "encoder")
-    make_stock(str(encoder)).to_disk(folder / "pipeline")
-    encoder.rename(folder / "gone")
-    return folder / "pipeline"
-
-
-@pytest.fixture(scope="module")
 def original(stock):
     """Do not change it."""
     return spacy.load(stock)

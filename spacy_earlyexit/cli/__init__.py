@@ -15,6 +15,7 @@ from .convert import convert_cli
 from .debug_data import debug_data_cli
 from .evaluate import evaluate_cli
 from .info import info_cli
+from .options import warnings_as_messages
 
 app = typer.Typer(
     name="earlyexit",
@@ -22,6 +23,14 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
+
+
+@app.callback()
+def _run(context: typer.Context) -> None:
+    # for the time of the command, also where another program calls it
+    context.with_resource(warnings_as_messages())
+
+
 app.command("info")(info_cli)
 app.command("accelerate")(accelerate_cli)
 app.command("convert")(convert_cli)

@@ -10,16 +10,7 @@ from wasabi import msg
 
 from ..errors import Errors
 from .info import format_block, format_temperatures
-from .options import (
-    CodePath,
-    Force,
-    GoldPreproc,
-    GpuId,
-    Limit,
-    Plot,
-    setup_device,
-    warnings_as_messages,
-)
+from .options import CodePath, Force, GoldPreproc, GpuId, Limit, Plot, setup_device
 from .tables import parse_list, parse_speedups, print_table
 
 if TYPE_CHECKING:
@@ -138,20 +129,19 @@ def calibrate_cli(
             task_temperatures=parse_factors(task_temperatures),
             finalists=finalists,
         )
-        with warnings_as_messages():
-            found, transformer = calibrate_pipeline(
-                pipeline,
-                dev_path,
-                output,
-                search,
-                exit_point=exit_point,
-                add=add,
-                gold_preproc=gold_preproc,
-                limit=limit,
-                force=force,
-                plot=plot,
-                progress=True,
-            )
+        found, transformer = calibrate_pipeline(
+            pipeline,
+            dev_path,
+            output,
+            search,
+            exit_point=exit_point,
+            add=add,
+            gold_preproc=gold_preproc,
+            limit=limit,
+            force=force,
+            plot=plot,
+            progress=True,
+        )
     except (OSError, ValueError) as error:
         msg.fail(f"Can't calibrate the pipeline '{pipeline}'", str(error), exits=1)
     print_calibration(found, transformer)

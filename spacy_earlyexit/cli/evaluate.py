@@ -6,15 +6,7 @@ from typing import Annotated, Any
 import typer
 from wasabi import msg
 
-from .options import (
-    CodePath,
-    GoldPreproc,
-    GpuId,
-    Limit,
-    Plot,
-    setup_device,
-    warnings_as_messages,
-)
+from .options import CodePath, GoldPreproc, GpuId, Limit, Plot, setup_device
 from .tables import parse_list, print_speeds, print_table
 
 LABELS_SHOWN = 12
@@ -57,17 +49,16 @@ def evaluate_cli(
             check_plots(plot)
         if output is not None:
             check_writable(output)
-        with warnings_as_messages():
-            figures = evaluate(
-                pipeline,
-                test_path,
-                points=parse_list(points, "points", str, "names with commas between them") or None,
-                gold_preproc=gold_preproc,
-                raw_text=raw_text,
-                limit=limit,
-                repeats=repeats,
-                progress=True,
-            )
+        figures = evaluate(
+            pipeline,
+            test_path,
+            points=parse_list(points, "points", str, "names with commas between them") or None,
+            gold_preproc=gold_preproc,
+            raw_text=raw_text,
+            limit=limit,
+            repeats=repeats,
+            progress=True,
+        )
         print_figures(figures)
         if output is not None:
             write_json(output, figures)

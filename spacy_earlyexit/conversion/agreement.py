@@ -1,6 +1,5 @@
 """Two pipelines on the same texts: what they say otherwise, and how fast they are."""
 
-import statistics
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +8,8 @@ from spacy.attrs import DEP, ENT_IOB, ENT_TYPE, HEAD, LEMMA, MORPH, POS, SENT_ST
 from spacy.language import Language
 from spacy.tokens import Doc
 from tqdm import tqdm
+
+from ..evaluation.scores import speeds
 
 # What components say of a token.
 LABELS = [TAG, POS, MORPH, LEMMA, HEAD, DEP, ENT_IOB, ENT_TYPE, SENT_START]
@@ -33,21 +34,20 @@ TEXTS = (
 )
 
 
-def differing(one: Sequence[Doc], other: Sequence[Doc]) -> tuple[int, int]:
+def differing(one: Sequence[Doc], other: Sequence[Doc]) -> int:
     """Compare what two pipelines said of the same texts.
 
-    one, other (Sequence[Doc]): Docs with the same tokens.
-    RETURNS (Tuple[int, int]): How many tokens differ in a label, those of Docs whose categories or
-        spans differ all together; how many there are.
+    one, other (Sequence[Doc]): Docs of the same texts.
+    RETURNS (int): How many tokens of the first differ in a label; all of a Doc whose tokens,
+        categories or spans differ.
     """
-    differ = total = 0
+    differ = 0
     for a, b in zip(one, other, strict=True):
-        total += len(a)
         if len(a) != len(b) or _best(a.cats) != _best(b.cats) or _spans(a) != _spans(b):
             differ += len(a)
         elif len(a):
             differ += int((a.to_array(LABELS) != b.to_array(LABELS)).any(axis=1).sum())
-    return differ, total
+    return differ
 
 
 def _best(cats: Mapping[str, float]) -> str | None:
@@ -91,14 +91,14 @@ def compare(
                     docs[name] = found
                 bar.update()
     first = next(iter(systems))
-    rows: list[dict[str, Any]] = []
-    for name, found in docs.items():
-        differ, words = differing(docs[first], found)
-        row: dict[str, Any] = {"system": name, "words": words, "differ": differ}
-        if repeats:
-            times = seconds[name]
-            row["words_per_second"] = words / statistics.median(times)
-            row["spread"] = [words / max(times), words / min(times)]
-            row["wall_speedup"] = statistics.median(seconds[first]) / statistics.median(times)
-        rows.append(row)
-    return rows
+    words = sum(map(len, docs[first]))
+    timed = speeds(seconds, words) if repeats else {}
+    return [
+        {
+            "system": name,
+            "words": words,
+            "differ": differing(docs[first], found),
+            **timed.get(name, {}),
+        }
+        for name, found in docs.items()
+    ]

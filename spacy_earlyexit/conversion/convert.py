@@ -3,7 +3,6 @@
 import copy
 import io
 import math
-import statistics
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext, suppress
@@ -24,7 +23,7 @@ from wasabi import Printer
 
 from ..calibration.measuring import Probe, Sweep, Unreachable, find_threshold
 from ..errors import Errors
-from ..evaluation.scores import component_scores, depth_scores
+from ..evaluation.scores import component_scores, depth_scores, speeds
 from ..files import beside, check_output, put
 from ..model.architecture import module_of
 from ..model.criteria import TokenExit
@@ -430,9 +429,6 @@ def compare(systems: Sequence[System], dev_path: Path, *, repeats: int) -> list[
                 }
             )
     if repeats:
-        base = statistics.median(seconds[systems[0].name])
-        for row, times in zip(rows, seconds.values(), strict=True):
-            row["words_per_second"] = n_words / statistics.median(times)
-            row["spread"] = [n_words / max(times), n_words / min(times)]
-            row["wall_speedup"] = base / statistics.median(times)
+        for row, figures in zip(rows, speeds(seconds, n_words).values(), strict=True):
+            row.update(figures)
     return rows

@@ -157,12 +157,30 @@ def measure_points(
                     seconds[name].append(elapsed)
                 bar.update()
     if repeats:
-        base = statistics.median(next(iter(seconds.values())))
-        for name, times in seconds.items():
-            rows[name]["words_per_second"] = n_words / statistics.median(times)
-            rows[name]["spread"] = [n_words / max(times), n_words / min(times)]
-            rows[name]["wall_speedup"] = base / statistics.median(times)
+        for name, figures in speeds(seconds, n_words).items():
+            rows[name].update(figures)
     return list(rows.values())
+
+
+def speeds(seconds: Mapping[str, Sequence[float]], n_words: int) -> dict[str, dict[str, Any]]:
+    """What timed rounds come to.
+
+    seconds (Mapping[str, Sequence[float]]): Of each system, per round; the first is what wall-clock
+        speed-ups compare with.
+    n_words (int): Words of a round.
+    RETURNS (Dict[str, Dict[str, Any]]): Of each system words_per_second (median), spread (its least
+        and greatest), wall_speedup.
+    """
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    base = next(iter(medians.values()))
+    return {
+        name: {
+            "words_per_second": n_words / medians[name],
+            "spread": [n_words / max(times), n_words / min(times)],
+            "wall_speedup": base / medians[name],
+        }
+        for name, times in seconds.items()
+    }
 
 
 def describe_run(

@@ -33,56 +33,23 @@ def encode_texts(
     """
     span_doc, bounds = unit_bounds(docs, get_spans)
     chars, doc_tokens = _token_chars(docs)
-    first = doc_tokens[span_doc] + bounds[:, 0]
-    n_tokens = bounds[:, 1] - bounds[:, 0]
     texts = [
         docs[d][start:end].text for d, (start, end) in zip(span_doc, bounds.tolist(), strict=True)
     ]
     # One by one: encode_batch starts threads, which do not survive a fork.
     ids, offsets, lengths = _pieces(list(map(tokenizer.whole.encode, texts)), max_positions)
+    n_tokens = bounds[:, 1] - bounds[:, 0]
+    token = ranges(doc_tokens[span_doc] + bounds[:, 0], n_tokens)  # of each place in a span
+    sizes = np.asarray([len(text) for text in texts], dtype=np.int64)
+    low, touched = _touch(chars[token], n_tokens, offsets, lengths, sizes)
 
-    # One axis of characters for all spans, one behind the other.
-    sizes = np.asarray([len(text) for text in texts], dtype=np.int64) + 2
-    base = np.cumsum(sizes) - sizes
-    token = ranges(first, n_tokens)  # of all Docs, in each span
-    span = np.repeat(np.arange(len(texts)), n_tokens)
-    starts = chars[token, 0] - np.repeat(chars[first[n_tokens > 0], 0], n_tokens[n_tokens > 0])
-    starts += base[span]
-    # The space behind a token is its own, as spacy-transformers has it.
-    ends = starts + (chars[token, 1] - chars[token, 0]) + 1
-    ends[:-1] = np.minimum(ends[:-1], np.where(span[1:] == span[:-1], starts[1:], ends[:-1]))
-    offsets = offsets + np.repeat(base, lengths)[:, None]
-    low = np.searchsorted(ends, offsets[:, 0], side="right")
-    high = np.searchsorted(starts, offsets[:, 1], side="left")
-    touched = np.where(offsets[:, 0] < offsets[:, 1], np.maximum(high - low, 0), 0)
-
-    return _pack(docs, span_doc, bounds, chars, doc_tokens, token, ids, lengths, low, touched)
-
-
-def _pack(
-    docs: list[Doc],
-    span_doc: np.ndarray,
-    bounds: np.ndarray,
-    chars: np.ndarray,
-    doc_tokens: np.ndarray,
-    token: np.ndarray,
-    ids: np.ndarray,
-    lengths: np.ndarray,
-    low: np.ndarray,
-    touched: np.ndarray,
-) -> Pieces:
-    """chars, doc_tokens: See _token_chars.
-    token (ndarray): The token of each occurrence in a span, shape (n_occurrences,).
-    ids (ndarray): All pieces, shape (n_rows,); lengths: of each span.
-    low, touched (ndarray): The first occurrence that each piece touches and how many, shape
-        (n_rows,).
-    """
     row_span = np.repeat(np.arange(len(lengths)), lengths)
     kept = np.zeros(len(lengths), dtype=bool)
     kept[row_span[touched > 0]] = True
     rows, units = kept[row_span], np.flatnonzero(kept)
     ids, low, touched, row_span = ids[rows], low[rows], touched[rows], row_span[rows]
     lengths, span_doc, bounds = lengths[units], span_doc[units], bounds[units]
+
     own = np.flatnonzero(touched)
     words, word_row, of_row = np.unique(low[own], return_index=True, return_inverse=True)
     row_word = np.full(len(ids), -1, dtype=np.int64)
@@ -90,28 +57,54 @@ def _pack(
     word_unit = np.searchsorted(units, row_span[own[word_row]])
     word_doc = span_doc[word_unit]
     word_token = token[words] - doc_tokens[word_doc]
+    n_words = np.bincount(word_unit, minlength=len(units))
 
     # Every row of every token, in the order of the tokens.
-    occurrence = ranges(low[own], touched[own])
-    row = np.repeat(own, touched[own])
-    order = np.lexsort((row, token[occurrence]))
+    of_token, row = token[ranges(low[own], touched[own])], np.repeat(own, touched[own])
     return Pieces(
         ids=ids,
         unit_starts=np.concatenate([[0], np.cumsum(lengths)]),
         row_word=row_word,
         word_row=own[word_row],
-        word_starts=np.concatenate(
-            [[0], np.cumsum(np.bincount(word_unit, minlength=len(lengths)))]
-        ),
+        word_starts=np.concatenate([[0], np.cumsum(n_words)]),
         word_doc=word_doc,
         word_token=word_token,
         word_chars=chars[token[words]].astype(np.int32),
         owned=owners(word_unit, word_doc, word_token, bounds),
         unit_doc=span_doc,
         unit_bounds=bounds,
-        align=row[order],
-        token_rows=np.bincount(token[occurrence], minlength=int(doc_tokens[-1])).astype(np.int32),
+        align=row[np.lexsort((row, of_token))],
+        token_rows=np.bincount(of_token, minlength=int(doc_tokens[-1])).astype(np.int32),
     )
+
+
+def _touch(
+    chars: np.ndarray,
+    n_tokens: np.ndarray,
+    offsets: np.ndarray,
+    lengths: np.ndarray,
+    sizes: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which tokens each piece touches.
+
+    chars (ndarray): Characters in their Doc of the tokens of all spans, shape (n_places, 2).
+    n_tokens, lengths, sizes (ndarray): Of each span its tokens, pieces and characters, (n_spans,).
+    offsets (ndarray): Characters in their span of all pieces, shape (n_rows, 2).
+    RETURNS (Tuple[ndarray, ndarray]): The first place that a piece touches, and how many, shape
+        (n_rows,).
+    """
+    # One axis of characters for all spans, one behind the other.
+    base = np.cumsum(sizes + 2) - (sizes + 2)
+    span = np.repeat(np.arange(len(n_tokens)), n_tokens)
+    first = np.repeat((np.cumsum(n_tokens) - n_tokens)[n_tokens > 0], n_tokens[n_tokens > 0])
+    starts = chars[:, 0] - chars[first, 0] + base[span]
+    # The space behind a token is its own, as spacy-transformers has it.
+    ends = starts + (chars[:, 1] - chars[:, 0]) + 1
+    ends[:-1] = np.minimum(ends[:-1], np.where(span[1:] == span[:-1], starts[1:], ends[:-1]))
+    begin, end = (offsets + np.repeat(base, lengths)[:, None]).T
+    low = np.searchsorted(ends, begin, side="right")
+    high = np.searchsorted(starts, end, side="left")
+    return low, np.where(begin < end, np.maximum(high - low, 0), 0)
 
 
 def _token_chars(docs: Sequence[Doc]) -> tuple[np.ndarray, np.ndarray]:

@@ -99,9 +99,9 @@ def make_text_units(length: int = 32, longest: int = 128) -> TextUnits:
 
     length (int): Sentences are joined as long as a unit has no more tokens than this.
     longest (int): A sentence with more tokens is cut: at the end of a line, at a comma or the like,
-        else between two words of which one is in lower case.
+        else at white space that no name goes across, as far as capitals and numbers tell.
     RETURNS (TextUnits): The span getter.
-    RAISES (ValueError): If length is below 1 or longest below length.
+    RAISES (ValueError): If one is no whole number, length below 1 or longest below length.
     """
     for setting, value in (("length", length), ("longest", longest)):
         least = 1 if setting == "length" else max(length, 2)

@@ -38,8 +38,9 @@ class Sample:
         if self.docs >= MOST:
             return
         self.docs += len(docs)
-        if nlp is not None:
-            self.foreign += sum(_words(nlp.make_doc(doc.text)) != _words(doc) for doc in docs)
+        if nlp is not None and not any(nlp.get_pipe_meta(n).retokenizes for n in nlp.pipe_names):
+            # not make_doc, which refuses long texts
+            self.foreign += sum(_words(nlp.tokenizer(doc.text)) != _words(doc) for doc in docs)
         self.lengths.append(np.diff(pieces.word_starts))
 
     def describe(self) -> dict[str, Any]:
