@@ -187,6 +187,17 @@ def test_components_with_a_transformer_of_their_own(tmp_path, reload):
     assert [row["differ"] for row in rows] == [0, 0, 0]
 
 
+def test_it_is_evaluated_at_full_depth_and_has_nothing_to_calibrate(stock, tmp_path):
+    accelerate(spacy.load(stock)).to_disk(tmp_path / "fast")
+    nlp = spacy.blank("en")
+    DocBin(docs=[eg.reference for eg in make_examples(nlp)]).to_disk(tmp_path / "dev.spacy")
+    code, out = run_cli("evaluate", tmp_path / "fast", tmp_path / "dev.spacy", "--repeats", "0")
+    assert code == 0 and "tag_acc" in out and "4.00 1.00x" in out
+    args = (tmp_path / "fast", tmp_path / "dev.spacy", "--output", tmp_path / "out")
+    code, out = run_cli("calibrate", *args)
+    assert code == 1 and "Traceback" not in out and not (tmp_path / "out").exists()
+
+
 def test_nothing_to_accelerate():
     nlp = spacy.blank("en")
     nlp.add_pipe("sentencizer")

@@ -198,7 +198,7 @@ def describe_run(
     for name, pipe in transformer.components_behind():
         own, _ = component_scores([(name, pipe)], nlp, examples)
         scores.update(own)
-        read = transformer.tasks_of(pipe)
+        read = [task for task in transformer.tasks_of(pipe) if task in tasks]
         for task in read:
             tasks[task]["scores"].update(
                 {k: v for k, v in own.items() if len(read) == 1 or k.startswith(f"{task}_")}
