@@ -283,7 +283,7 @@ def test_report(paths, corpora):
         "(the longest has 190 pieces)",
         r"'\u200b' (1)",
         "'é' (2)",
-        "label train dev ----- ----- --- LOC 50 5 PER 30 3 ORG 0 1",
+        "label train dev ───────────────── LOC 50 5 PER 30 3 ORG 0 1",
         "Low number of examples (fewer than 50) in the train corpus for 1 label of 'ner': "
         "'PER' (30)",  # and not LOC, which occurs 50 times
         "since train lacks them: 'ORG' (1)",

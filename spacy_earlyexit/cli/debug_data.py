@@ -13,6 +13,7 @@ from wasabi import MESSAGES, Printer, msg
 
 from .info import format_block, shorten
 from .options import CodePath
+from .tables import print_table
 
 if TYPE_CHECKING:
     from spacy.tokens import Doc
@@ -471,5 +472,5 @@ def _short(word: str) -> str:
 
 
 def _table(msg: Printer, rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> None:
-    aligns: list[Any] = ["l", *["r"] * (len(header) - 1)]
-    msg.table(rows, header=header, divider=True, aligns=aligns, max_col=200)
+    if not msg.no_print:
+        print_table(rows, header, "l" + "r" * (len(header) - 1))
